@@ -1,0 +1,99 @@
+"""How a benchmark runs: `pytest benchmarks/ --benchmark-only`.
+
+pytest-benchmark times one test after the other. On a machine with other work on it that compares moments, not
+contenders. So the first test of a case times all its contenders in turns (`fastscore.testing.timing.race`, after
+the numbers were checked), and every test hands its recorded durations to pytest-benchmark through a clock that
+replays them. Tables and JSON are pytest-benchmark's own; `extra_info` adds speed-up, traffic and the kernel that ran.
+
+    pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.json
+    python scripts/benchmark_table.py out/benchmarks.json README.md
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fastscore.testing.timing import Case, Result, machine, race
+
+CONTENDERS = ("eager", "torch.compile", "fastscore")
+
+
+class ReplayClock:
+    """A clock that stands still until a recorded duration is played."""
+
+    __name__ = "ReplayClock"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def play(self, durations: list[float]) -> Callable[[], None]:
+        """A function that takes as long as the next recorded duration, by this clock."""
+        remaining = iter(durations)
+
+        def run() -> None:
+            self.now += next(remaining, 0.0)
+
+        return run
+
+
+CLOCK = ReplayClock()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    machine_info["fastscore"] = machine()
+
+
+def pytest_report_header() -> str:
+    return "measured on " + ", ".join(f"{key} {value}" for key, value in machine().items())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "contender" in metafunc.fixturenames:
+        metafunc.parametrize("contender", CONTENDERS)
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[str, Result]:
+    """Case -> what was measured, shared by the tests of its contenders."""
+    return {}
+
+
+@pytest.fixture
+def report(benchmark, results: dict[str, Result]) -> Callable[[Case, str], None]:
+    """`report(case, contender)` times the case if nobody did yet, and reports one contender to pytest-benchmark."""
+
+    def run(case: Case, contender: str) -> None:
+        key = f"{case.op} {case.label}"
+        if benchmark.disabled:
+            case.check()
+            case.contenders[contender]()
+            return
+        if key not in results:
+            torch.manual_seed(0)
+            results[key] = race(case)
+        result = results[key]
+        durations, traffic = result.seconds[contender], result.traffic[contender]
+        benchmark.group = key
+        benchmark.extra_info.update(
+            op=case.op,
+            case=case.label,
+            contender=contender,
+            speedup_over_eager=result.speedup(contender),
+            speedup_over_compile=result.speedup(contender, "torch.compile"),
+            traffic_in_state_sizes=traffic and traffic.moved,
+            operators=traffic and traffic.calls,
+            bytes_per_second=result.bandwidth(contender),
+            kernels=result.launched if contender == "fastscore" else [],
+        )
+        benchmark.pedantic(CLOCK.play(durations), rounds=len(durations), iterations=1)
+
+    return run

@@ -1,0 +1,314 @@
+// Standard normals and random signs in registers, as fastscore/reference/philox.py specifies them: words of Philox
+// 4x32-10 (Salmon et al., 2011), turned into normals by the formula of Box and Muller (1958).
+//
+//   const PhiloxStream stream(seed, draw, sample);      all the noise of one sample at one draw
+//   vf32 z[PhiloxStream::vectors<float>];               (vf64 and double for double)
+//   stream.normals(block, z);                           elements 4 * block ... 4 * block + PhiloxStream::run - 1
+//   stream.fill_normals(first, count, out);             elements first ... first + count - 1, from anywhere, to memory
+//
+// Philox keeps one 32-bit word in each 64-bit lane, where a multiplication leaves both halves of its product: the upper
+// halves are garbage to everybody, because the next multiplication reads lower halves only. Neighboring lanes hold blocks
+// that lie half a vector apart, so that the two unpack instructions at the end, which see pairs of lanes, put the
+// elements out in their order.
+#pragma once
+
+#include "vec.h"
+
+namespace fastscore::FASTSCORE_ISA {
+
+namespace philox {
+
+inline constexpr std::uint32_t multiplier0 = 0xD2511F53u, multiplier1 = 0xCD9E8D57u;
+inline constexpr std::uint32_t weyl0 = 0x9E3779B9u, weyl1 = 0xBB67AE85u;
+inline constexpr int rounds = 10;
+
+// The block that 64-bit lane `lane` holds, relative to the first.
+FASTSCORE_INLINE int block_of_lane(int lane) { return lane / 2 + (lane % 2) * (lanes64 / 2); }
+
+// Hides a constant from the compiler: GCC would build it anew at each use, on the busiest execution port.
+template <class V>
+FASTSCORE_INLINE V opaque(V value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
+
+// Product of the lower words of each 64-bit lane.
+FASTSCORE_INLINE vu64 multiply(vu64 a, vu64 b) {
+#if defined(__AVX512F__)
+  return bit_cast<vu64>(_mm512_mul_epu32(bit_cast<__m512i>(a), bit_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return bit_cast<vu64>(_mm256_mul_epu32(bit_cast<__m256i>(a), bit_cast<__m256i>(b)));
+#elif defined(__x86_64__)
+  return bit_cast<vu64>(_mm_mul_epu32(bit_cast<__m128i>(a), bit_cast<__m128i>(b)));
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+// Upper word of each 64-bit lane, moved down; a shuffle, because shifts compete with the multiplications for ports.
+FASTSCORE_INLINE vu64 high(vu64 a) {
+#if defined(__AVX512F__)
+  return bit_cast<vu64>(_mm512_shuffle_epi32(bit_cast<__m512i>(a), _MM_PERM_DDBB));
+#elif defined(__AVX2__)
+  return bit_cast<vu64>(_mm256_shuffle_epi32(bit_cast<__m256i>(a), 0xF5));
+#elif defined(__x86_64__)
+  return bit_cast<vu64>(_mm_shuffle_epi32(bit_cast<__m128i>(a), 0xF5));
+#else
+  return a >> 32;
+#endif
+}
+
+// The lower words of a and b side by side: a0 b0 a2 b2 ... in 32-bit lanes.
+FASTSCORE_INLINE vu32 pair(vu64 a, vu64 b) {
+#if defined(__AVX512F__)
+  const __m512i shifted = _mm512_slli_epi64(bit_cast<__m512i>(b), 32);
+  return bit_cast<vu32>(_mm512_mask_blend_epi32(0xAAAA, bit_cast<__m512i>(a), shifted));
+#elif defined(__AVX2__)
+  return bit_cast<vu32>(
+      _mm256_blend_epi32(bit_cast<__m256i>(a), _mm256_slli_epi64(bit_cast<__m256i>(b), 32), 0xAA));
+#else
+  return bit_cast<vu32>((a & 0xFFFFFFFFu) | (b << 32));
+#endif
+}
+
+// a0 b0 a1 b1 of every four lanes, and a2 b2 a3 b3 of every four lanes.
+FASTSCORE_INLINE void interleave(vf32 a, vf32 b, vf32& low, vf32& high) {
+#if defined(__AVX512F__)
+  low = _mm512_unpacklo_ps(a, b);
+  high = _mm512_unpackhi_ps(a, b);
+#elif defined(__AVX2__)
+  low = _mm256_unpacklo_ps(a, b);
+  high = _mm256_unpackhi_ps(a, b);
+#elif defined(__x86_64__)
+  low = _mm_unpacklo_ps(a, b);
+  high = _mm_unpackhi_ps(a, b);
+#else
+  low = vf32{a[0], b[0], a[1], b[1]};
+  high = vf32{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Words as float, rounded once, times 2^-32, plus 2^-33: in (0, 1].
+FASTSCORE_INLINE vf32 to_unit(vu32 words) {
+#if defined(__AVX512F__)
+  const vf32 x = _mm512_cvtepu32_ps(bit_cast<__m512i>(words));
+#else  // no unsigned conversion there; both halves and 2^16 times the upper one are exact, so the sum rounds once
+  const vf32 upper = __builtin_convertvector(bit_cast<vi32>(words >> 16), vf32);
+  const vf32 x = fma(upper, splat(0x1p16f), __builtin_convertvector(bit_cast<vi32>(words & splat(0xFFFFu)), vf32));
+#endif
+  return fma(x, splat(0x1p-32f), splat(0x1p-33f));
+}
+
+// Exchanges a and b where bit 30 of `turns` is set.
+FASTSCORE_INLINE void exchange_on_bit30(vu32 turns, vf32& a, vf32& b) {
+#if defined(__AVX512F__)
+  const __mmask16 odd = _mm512_test_epi32_mask(bit_cast<__m512i>(turns), _mm512_set1_epi32(1 << 30));
+  const vf32 old = a;
+  a = _mm512_mask_blend_ps(odd, a, b);
+  b = _mm512_mask_blend_ps(odd, b, old);
+#else
+  const vi32 odd = bit_cast<vi32>(turns << 1) >> 31;
+  const vi32 difference = (bit_cast<vi32>(a) ^ bit_cast<vi32>(b)) & odd;
+  a = bit_cast<vf32>(bit_cast<vi32>(a) ^ difference);
+  b = bit_cast<vf32>(bit_cast<vi32>(b) ^ difference);
+#endif
+}
+
+// A polynomial; coefficients from the highest power down.
+template <class V, class... Rest>
+FASTSCORE_INLINE V horner(V x, V sum, Rest... lower) {
+  ((sum = fma(sum, x, splat(lower))), ...);
+  return sum;
+}
+
+// -2 ln u for u in (0, 1]: u = 2^e (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2), and ln 2 in two parts.
+FASTSCORE_INLINE vf32 minus_two_log(vf32 u) {
+  const vi32 bits = bit_cast<vi32>(u);
+  const vi32 exponent = (bits - splat(std::int32_t{0x3F3504F3})) >> 23;
+  const vf32 f = bit_cast<vf32>(bits - (exponent << 23)) - splat(1.0f);
+  const vf32 e = __builtin_convertvector(exponent, vf32);
+  const vf32 square = f * f;
+  // Minimax for the relative error of the logarithm: 6e-9. Summed as a tree, because this is the longest dependency.
+  const vf32 q01 = fma(f, splat(0.500016391f), splat(-0.666666627f));
+  const vf32 q23 = fma(f, splat(0.332468182f), splat(-0.400024831f));
+  const vf32 q45 = fma(f, splat(0.263192207f), splat(-0.2840316f));
+  const vf32 q67 = fma(f, splat(0.152728781f), splat(-0.255244344f));
+  const vf32 q = fma(square * square, fma(square, q67, q45), fma(square, q23, q01));
+  const vf32 tail = fma(square, f * q, fma(e, splat(4.24388807e-4f), square));
+  return fma(e, splat(-1.38671875f), fma(f, splat(-2.0f), tail));
+}
+
+// The same in double, from ln(1 + f) = f - (f^2/2 - s (f^2/2 + r)) with s = f / (2 + f) and 2 artanh(s) = 2 s + s r.
+FASTSCORE_INLINE vf64 minus_two_log(vf64 u) {
+  const vi64 bits = bit_cast<vi64>(u);
+  const vi64 exponent = (bits - splat(std::int64_t{0x3FE6A09E667F3BCD})) >> 52;
+  const vf64 f = bit_cast<vf64>(bits - (exponent << 52)) - splat(1.0);
+  const vf64 e = __builtin_convertvector(exponent, vf64);
+  const vf64 s = f / (f + splat(2.0)), z = s * s, half_square = splat(0.5) * f * f;
+  // 11 terms of the series leave 2e-18, because z < 0.0295.
+  const vf64 r = z * horner(z, splat(2.0 / 23), 2.0 / 21, 2.0 / 19, 2.0 / 17, 2.0 / 15, 2.0 / 13, 2.0 / 11, 2.0 / 9,
+                            2.0 / 7, 2.0 / 5, 2.0 / 3);
+  const vf64 tail = half_square - fma(s, half_square + r, e * splat(0x1.a39ef35793c76p-33));
+  return splat(-2.0) * fma(e, splat(0x1.62e42feep-1), f - tail);
+}
+
+// Cosine and sine of x in [-pi/4, pi/4]; minimax, both within 4e-9 relative.
+FASTSCORE_INLINE void cosine_sine(vf32 x, vf32& cosine, vf32& sine) {
+  const vf32 y = x * x;
+  sine = fma(x, y * horner(y, splat(-1.9518290e-4f), 8.3321892e-3f, -0.16666655f), x);
+  cosine = horner(y, splat(2.4432327e-5f), -1.3887309e-3f, 4.1666646e-2f, -0.5f, 1.0f);
+}
+
+// Taylor series, of which the first term left out is below 1e-18.
+FASTSCORE_INLINE void cosine_sine(vf64 x, vf64& cosine, vf64& sine) {
+  const vf64 y = x * x;
+  sine = fma(x, y * horner(y, splat(1.0 / 355687428096000), -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
+                           1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
+             x);
+  cosine = horner(y, splat(1.0 / 20922789888000), -1.0 / 87178291200, 1.0 / 479001600, -1.0 / 3628800, 1.0 / 40320,
+                  -1.0 / 720, 1.0 / 24, -0.5, 1.0);
+}
+
+}  // namespace philox
+
+class PhiloxStream {
+ public:
+  static constexpr int run = UNITS * 2 * lanes32;  // elements that one call of `normals` gives
+  template <class T>
+  static constexpr int vectors = run / Acc<T>::lanes;
+
+  PhiloxStream(std::int64_t seed, std::int64_t draw, std::int64_t sample) {
+    using namespace philox;
+    const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
+    const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
+    std::uint32_t key[rounds][2] = {{low(seed), high(seed)}};
+    for (int i = 1; i < rounds; ++i) {
+      key[i][0] = key[i - 1][0] + weyl0;
+      key[i][1] = key[i - 1][1] + weyl1;
+    }
+    // Only counter word 0, the block, varies within a sample: half of the first two rounds is the same for all blocks.
+    const std::uint64_t product1 = std::uint64_t{multiplier1} * low(sample);
+    const std::uint64_t product0 = std::uint64_t{multiplier0} * (high(product1) ^ low(draw) ^ key[0][0]);
+    round1_c2_ = splat64(high(sample) ^ key[0][1]);
+    round2_c0_ = splat64(low(product1) ^ key[1][0]);
+    round2_c2_ = splat64(high(product0) ^ key[1][1]);
+    round2_c3_ = splat64(low(product0));
+    for (int i = 2; i < rounds; ++i) {
+      key_[i - 2][0] = splat64(key[i][0]);
+      key_[i - 2][1] = splat64(key[i][1]);
+    }
+    for (int lane = 0; lane < lanes64; ++lane) lane_blocks_[lane] = block_of_lane(lane);
+  }
+
+  // One word of each counter in each 64-bit lane; upper halves are garbage.
+  struct Words {
+    vu64 c0, c1, c2, c3;
+  };
+
+  // The words of UNITS * lanes64 blocks, several vectors at once to keep the multipliers busy.
+  [[gnu::always_inline]] void words(std::uint32_t first_block, Words (&w)[UNITS]) const {
+    using namespace philox;
+    const vu64 m0 = opaque(splat64(multiplier0)), m1 = opaque(splat64(multiplier1));
+    for (int u = 0; u < UNITS; ++u) {
+      const vu64 product0 = multiply(lane_blocks_ + splat64(first_block + u * lanes64), m0);
+      const vu64 product1 = multiply(high(product0) ^ round1_c2_, m1);
+      w[u] = {high(product1) ^ round2_c0_, product1, product0 ^ round2_c2_, round2_c3_};
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rounds - 2; ++i) {
+#pragma GCC unroll 4
+      for (int u = 0; u < UNITS; ++u) {
+        const vu64 product0 = multiply(w[u].c0, m0), product1 = multiply(w[u].c2, m1);
+        w[u] = {high(product1) ^ (w[u].c1 ^ key_[i][0]), product1, high(product0) ^ (w[u].c3 ^ key_[i][1]), product0};
+      }
+    }
+  }
+
+  [[gnu::always_inline]] void normals(std::uint32_t first_block, vf32 (&z)[run / lanes32]) const {
+    using namespace philox;
+    Words w[UNITS];
+    words(first_block, w);
+#pragma GCC unroll 4
+    for (int u = 0; u < UNITS; ++u) {
+      const vf32 radius = sqrt(minus_two_log(to_unit(pair(w[u].c0, w[u].c2))));
+      const vu32 turns = pair(w[u].c1, w[u].c3) + splat(eighth_turn);
+      vf32 cosine, sine;
+      cosine_sine(__builtin_convertvector(remainder(turns), vf32) * splat(float{radians_per_word}), cosine, sine);
+      exchange_on_bit30(turns, cosine, sine);
+      cosine = bit_cast<vf32>(bit_cast<vu32>(cosine) ^ ((turns + splat(quarter_turn)) & splat(sign_bit)));
+      sine = bit_cast<vf32>(bit_cast<vu32>(sine) ^ (turns & splat(sign_bit)));
+      interleave(radius * cosine, radius * sine, z[2 * u], z[2 * u + 1]);
+    }
+  }
+
+  void normals(std::uint32_t first_block, vf64 (&z)[run / lanes64]) const {
+    using namespace philox;
+    using half_f32 = float __attribute__((vector_size(vector_bytes / 2)));
+    using half_i32 = std::int32_t __attribute__((vector_size(vector_bytes / 2)));
+    Words w[UNITS];
+    words(first_block, w);
+    double out[run];
+    for (int u = 0; u < UNITS; ++u) {
+      const vu32 turns = pair(w[u].c1, w[u].c3) + splat(eighth_turn);
+      const vf32 unit = to_unit(pair(w[u].c0, w[u].c2));
+      const vi32 angle = remainder(turns);
+      half_f32 units[2];
+      half_i32 angles[2];
+      __builtin_memcpy(units, &unit, sizeof unit);
+      __builtin_memcpy(angles, &angle, sizeof angle);
+      for (int half = 0; half < 2; ++half) {
+        const vf64 radius = sqrt(minus_two_log(__builtin_convertvector(units[half], vf64)));
+        vf64 cosine, sine;
+        cosine_sine(__builtin_convertvector(angles[half], vf64) * splat(radians_per_word), cosine, sine);
+        for (int i = 0; i < lanes64; ++i) {
+          const int word = half * lanes64 + i;  // 2 * lane, plus 1 for the second pair of a block
+          double* to = out + u * 2 * lanes32 + 4 * block_of_lane(word / 2) + 2 * (word % 2);
+          const std::uint32_t t = turns[word];
+          const double c = t & quarter_turn ? sine[i] : cosine[i], s = t & quarter_turn ? cosine[i] : sine[i];
+          to[0] = radius[i] * ((t + quarter_turn) & sign_bit ? -c : c);
+          to[1] = radius[i] * (t & sign_bit ? -s : s);
+        }
+      }
+    }
+    __builtin_memcpy(z, out, sizeof out);
+  }
+
+  // T is float or double.
+  template <class T>
+  void fill_normals(std::int64_t first, std::int64_t count, T* out) const {
+    typename Acc<T>::vec z[vectors<T>];
+    T buffer[run];
+    std::int64_t skip = first % 4;  // a run starts at a block, so the first may be used from its second element on
+    std::uint32_t block = static_cast<std::uint32_t>(first / 4);
+    for (; count > 0; block += run / 4) {
+      normals(block, z);
+      if (skip == 0 && count >= run) {
+        __builtin_memcpy(out, z, sizeof z);
+        out += run, count -= run;
+      } else {
+        __builtin_memcpy(buffer, z, sizeof z);
+        const std::int64_t taken = run - skip < count ? run - skip : count;
+        for (std::int64_t i = 0; i < taken; ++i) out[i] = buffer[skip + i];
+        out += taken, count -= taken, skip = 0;
+      }
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t eighth_turn = 1u << 29, quarter_turn = 1u << 30, sign_bit = 1u << 31;
+  static constexpr double radians_per_word = 6.283185307179586476925 / 4294967296.0;
+
+  [[gnu::always_inline]] static vu64 splat64(std::uint32_t x) { return splat(std::uint64_t{x}); }
+
+  // Distance of the angle from the nearest quarter turn, in words: `turns` is the angle plus an eighth of a turn.
+  [[gnu::always_inline]] static vi32 remainder(vu32 turns) {
+    return bit_cast<vi32>(turns & splat(quarter_turn - 1)) - splat(std::int32_t{eighth_turn});
+  }
+
+  vu64 lane_blocks_, round1_c2_, round2_c0_, round2_c2_, round2_c3_;
+  vu64 key_[philox::rounds - 2][2];
+};
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,53 @@
+// GroupNorm with embedding inputs and SiLU, its gradient and its tangent: the arguments of the kernels, without any torch
+// type. The formulas are those of fastscore/reference/group_norm_silu.py.
+#pragma once
+
+#include <cstdint>
+
+#include "fastscore/dtype.h"
+
+namespace fastscore {
+
+enum class GroupNormSiluKind : std::int32_t { forward, backward, jvp };
+
+struct GroupNormSiluArgs {
+  // A tensor like x: every sample is dense, in the layout of the kernel; samples lie `stride` elements apart.
+  struct Operand {
+    const void* data = nullptr;
+    std::int64_t stride = 0;
+  };
+  // A number per channel, in the op dtype (float, or double for double): rows of `channels`, `stride` elements apart.
+  // Stride 0: all samples share one row. Null: absent.
+  struct Parameter {
+    const void* data = nullptr;
+    std::int64_t stride = 0;
+  };
+  struct Parameters {
+    Parameter weight, bias, add, scale, shift;
+  };
+
+  GroupNormSiluKind kind = GroupNormSiluKind::forward;
+  Dtype dtype = Dtype::f32;
+  bool silu = true;
+  double eps = 0;
+  std::int64_t batch = 0, channels = 0, groups = 0, pixels = 0;
+
+  Operand x, other;              // other: the gradient of y (backward), the tangent of x (jvp)
+  Parameters value, tangent;     // tangent: jvp only
+  void *mean = nullptr, *rstd = nullptr;  // (batch, groups), op dtype; written by forward, read by the others
+  void* out = nullptr;           // y, the gradient of x, the tangent of y: dense, in the layout of the kernel
+
+  // Scratch. `sums`: per sample and channel. backward leaves in it, for the gradients of the parameters, with
+  // g = dL/dv: [0] the sum of g, [1] the sum of g * xhat, [2] the sum of xhat.
+  double* sums = nullptr;        // (batch, 3, channels)
+  void* coefficients = nullptr;  // (batch, group_norm_silu_coefficients, lane_channels), op dtype
+
+  // Channels last only. A sample is cut into blocks of `rows` rows of lane_channels = fold * channels elements: `fold` pixels
+  // lie side by side in a row, so that a row of few channels fills vectors as well.
+  std::int64_t fold = 1, lane_channels = 0, rows = 0, blocks = 0;
+  void* partial = nullptr;       // (batch, blocks, 3, lane_channels), op dtype
+};
+
+inline constexpr std::int64_t group_norm_silu_coefficients = 6;
+
+}  // namespace fastscore

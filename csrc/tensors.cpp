@@ -1,0 +1,58 @@
+#include "tensors.h"
+
+#include <ATen/ops/empty_strided.h>
+
+namespace fastscore {
+
+c10::SmallVector<std::int64_t, 6> dense_strides(at::IntArrayRef sizes, Layout layout) {
+  c10::SmallVector<std::int64_t, 6> strides(sizes.size());
+  std::int64_t expected = 1;
+  const auto next = [&](std::size_t d) {
+    strides[d] = expected;
+    expected *= std::max<std::int64_t>(sizes[d], 1);
+  };
+  const bool last = layout == Layout::channels_last && sizes.size() > 1;
+  if (last) next(1);
+  for (std::size_t d = sizes.size(); d-- > 0;)
+    if (!(last && d == 1)) next(d);
+  return strides;
+}
+
+bool has_layout(const at::Tensor& tensor, Layout layout) {
+  if (layout == Layout::other) return true;
+  if (tensor.numel() == 0) return true;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const std::size_t dims = sizes.size();
+  std::int64_t expected = 1;
+  const auto next = [&](std::size_t d) {
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
+    return true;
+  };
+  const bool last = layout == Layout::channels_last && dims > 1;
+  if (last && !next(1)) return false;
+  for (std::size_t d = dims; d-- > (last ? 2 : 1);)
+    if (!next(d)) return false;
+  return true;
+}
+
+at::Tensor to_layout(const at::Tensor& tensor, Layout layout) {
+  if (has_layout(tensor, layout)) return tensor;
+  at::Tensor copy = at::empty_strided(tensor.sizes(), dense_strides(tensor.sizes(), layout), tensor.options());
+  copy.copy_(tensor);
+  return copy;
+}
+
+Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return Dtype::f32;
+    case at::kDouble: return Dtype::f64;
+    case at::kBFloat16: return Dtype::bf16;
+    case at::kHalf: return Dtype::f16;
+    default:
+      TORCH_CHECK_TYPE(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16, got ",
+                       tensor.scalar_type());
+  }
+}
+
+}  // namespace fastscore

@@ -1,0 +1,29 @@
+// Helpers of the torch side that more than one op needs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "fastscore/dtype.h"
+
+namespace fastscore {
+
+// How the elements of one sample, tensor[b], lie in memory. `other` is everything that is not dense in one of two orders.
+enum class Layout { contiguous, channels_last, other };
+
+// Whether each sample is dense in the order given (dimensions of size 1 do not matter; samples may lie anywhere).
+bool has_layout(const at::Tensor& tensor, Layout layout);
+
+// The tensor itself where it has the layout, else a copy that does.
+at::Tensor to_layout(const at::Tensor& tensor, Layout layout);
+
+// The strides of a dense tensor of these sizes in the layout given.
+c10::SmallVector<std::int64_t, 6> dense_strides(at::IntArrayRef sizes, Layout layout);
+
+// The element type, or a TypeError that names the op and the argument.
+Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument);
+
+}  // namespace fastscore

@@ -1,0 +1,5 @@
+"""`python -m fastscore` is the command `fastscore`."""
+
+from fastscore.cli import main
+
+raise SystemExit(main())

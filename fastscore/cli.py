@@ -1,0 +1,196 @@
+"""The console command `fastscore`: sample images from a trained model, and say what this installation can do."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+import fastscore
+from fastscore import _backend, models
+from fastscore._output import writer
+
+__all__ = ["main"]
+
+# Options of `sample` that belong to one sampler; they are None where the user said nothing.
+_PC_OPTIONS = ("predictor", "corrector", "snr", "corrector_steps", "norm")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(message)
+
+
+class _UsageError(Exception):
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: those of the process) and return its exit code.
+
+    Mistakes of the caller are one line on stderr and code 2; Ctrl-C is code 130 and leaves no file behind.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+    except KeyboardInterrupt:
+        print("fastscore: interrupted", file=sys.stderr)
+        return 130
+    except _EXPECTED as error:
+        print("fastscore: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        return 2
+    return 0
+
+
+_EXPECTED = (
+    _UsageError,
+    ValueError,
+    OSError,
+    ImportError,
+    torch.OutOfMemoryError,
+    fastscore.BackendUnavailableError,
+    fastscore.NonFiniteError,
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastscore", description="Sample from score-based and diffusion models with fused kernels.")
+    parser.add_argument("--version", action="version", version=f"fastscore {fastscore.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_sample(commands)
+    info = commands.add_parser("info", help="say what this installation can do")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_sample(commands: Any) -> None:
+    sample = commands.add_parser(
+        "sample",
+        help="draw images from a trained model",
+        description="Draw images from a trained model. The noise of image i depends on the seed and on i alone.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = sample.add_argument
+    add("--out", required=True, type=Path, help="file to write: .png (a grid) or .npz (the array `samples`, float32)")
+    add("--model", default="mnist32", help="name of a bundled model")
+    add("--sampler", default="pc", choices=sorted(_SAMPLERS), help="pc: predictor-corrector; em: Euler-Maruyama")
+    add("--steps", type=int, default=200, help="steps in time")
+    add("--num", type=_positive, default=64, help="number of images")
+    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--batch", type=_positive, default=64, help="images that go through the network at once")
+    add("--probability-flow", action="store_true", help="follow the probability-flow ODE in place of the SDE")
+    add("--denoise", action=argparse.BooleanOptionalAction, default=True, help="leave out the noise of the last step")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    add("--backend", help="which kernels run: auto, reference, cpu, triton or cuda", default=argparse.SUPPRESS)
+    add("--threads", type=_positive, help="CPU threads (torch's choice unless given)", default=argparse.SUPPRESS)
+    only_pc = sample.add_argument_group("only with --sampler pc", argument_default=argparse.SUPPRESS)
+    add = only_pc.add_argument
+    add("--predictor", help="reverse_diffusion (the default), euler_maruyama, ancestral or none")
+    add("--corrector", help="langevin (the default), ald or none")
+    add("--corrector-steps", type=int, metavar="M", help="corrector steps before each predictor step (default: 1)")
+    add("--snr", type=float, help="signal-to-noise ratio of the corrector (default: 0.16)")
+    add(
+        "--norm",
+        choices=["sample", "batch"],
+        help="norms in the Langevin step size: each image's own, so that an image does not depend on the others or on "
+        "--batch (sample, the default here), or the mean over the batch, as published (batch)",
+    )
+    sample.set_defaults(run=_sample)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _sample(args: argparse.Namespace) -> None:
+    write = writer(args.out)
+    chosen = {name: getattr(args, name) for name in _PC_OPTIONS if hasattr(args, name)}
+    if args.sampler != "pc" and chosen:
+        raise _UsageError(f"--{next(iter(chosen)).replace('_', '-')} goes with --sampler pc only, got --sampler {args.sampler}")
+    if hasattr(args, "threads"):
+        torch.set_num_threads(args.threads)
+    device = _device(args.device)
+    with fastscore.backend(args.backend) if hasattr(args, "backend") else nullcontext():
+        running = _backend.resolve(device)
+        model = models.load(args.model).to(device)
+        sampler = _SAMPLERS[args.sampler](
+            model.sde,
+            model,
+            steps=args.steps,
+            denoise=args.denoise,
+            probability_flow=args.probability_flow,
+            **chosen,
+        )
+        start = time.perf_counter()
+        samples = _draw(sampler, model, args.num, args.batch, args.seed)
+        seconds = time.perf_counter() - start
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
+    settings |= {"fastscore": fastscore.__version__, "nfe": sampler.plan().nfe, "backend": running}
+    write(samples, centered=model.config.centered, settings=settings)
+    shape = "x".join(map(str, samples.shape[1:]))
+    print(
+        f"{args.out}: {args.num} images {shape} of {args.model}, seed {args.seed}, "
+        f"{sampler.plan().nfe} network calls each, {seconds:.1f} s, backend {running}"
+    )
+
+
+def _draw(sampler: fastscore.Sampler, model: nn.Module, num: int, batch: int, seed: int) -> Tensor:
+    """Samples 0 ... num - 1 of the seed, `batch` at a time."""
+    from tqdm import tqdm
+
+    parts = []
+    batches = math.ceil(num / batch)
+    with tqdm(total=batches * len(sampler.plan().steps), desc="sampling", unit="step", disable=None) as bar:
+        for first in range(0, num, batch):
+            rows = range(first, min(first + batch, num))
+            noise = fastscore.PhiloxNoise(seed, samples=torch.arange(rows.start, rows.stop))
+            x = sampler.sample((len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update())
+            parts.append(x.cpu())
+    return torch.cat(parts)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise _UsageError(f"--device: {name!r} is no device; accepted are cpu, cuda, cuda:0, ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise _UsageError(f"--device {name}: torch sees no CUDA device here")
+    return device
+
+
+def _info(_: argparse.Namespace) -> None:
+    build = _library.build_info()
+    print(f"fastscore {fastscore.__version__}")
+    print(f"python    {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(f"torch     {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    print(f"cpu       {torch.backends.cpu.get_cpu_capability()} as torch sees it, {torch.get_num_threads()} threads")
+    if build:
+        print(f"kernels   {', '.join(build['isas'])}; in use: {build['isa']}")
+    print("backends")
+    for name in _backend.BACKENDS:
+        print(f"  {name:<10}{_backend.why_not(name) or 'there'}")
+    print("devices")
+    for device in ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]:
+        what = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name(device)
+        print(f"  {device:<10}{what}, backend {_backend.resolve(torch.device(device))}")
+
+
+_SAMPLERS: dict[str, Callable[..., fastscore.Sampler]] = {
+    "em": fastscore.EulerMaruyamaSampler,
+    "pc": fastscore.PCSampler,
+}

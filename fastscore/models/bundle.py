@@ -1,0 +1,74 @@
+"""Networks as files: weights in safetensors (float16 by default), and a card in JSON that says what they are.
+
+A card is a JSON object: `network` (the options of NCSNppConfig), `sde` and `sde_options`, `convention`, `shape`, and whatever
+else is worth telling: the seed, the command. It is stored twice: beside the weights for people, and inside them for `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
+from fastscore.score import Convention
+from fastscore.sde import VESDE, VPSDE, SubVPSDE
+
+SDES = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
+
+
+def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write PATH (.safetensors) and the card beside it (.json). Parameters are rounded to `dtype`, buffers are kept."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors = {
+        name: (value.to(dtype) if name in parameters else value).detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+    }
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"card": json.dumps(card)})
+    os.replace(temporary, path)
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSNpp:
+    """The network of a bundle: float32 parameters, eval mode, no gradients asked for by default settings of torch.
+
+    It carries `.sde`, `.convention` (`fastscore.score.Convention`), `.shape` (C, H, W) and `.card`.
+    Raises FileNotFoundError, or ValueError for a file that is cut off, is no bundle, or does not fit its own card.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("weights are stored as safetensors: pip install safetensors") from error
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if "card" not in metadata:
+        raise ValueError(f"{path} has no card in its metadata: it was not written by save_bundle")
+
+    card = json.loads(metadata["card"])
+    model = NCSNpp(NCSNppConfig.from_dict(card["network"]))
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if wrong:
+        raise ValueError(f"{path} does not fit its own card: {wrong[0]} ({len(wrong)} of {len(own)} tensors) is missing, unknown or of another shape")
+    model.load_state_dict(state)
+    model.sde = SDES[card["sde"]](**card["sde_options"])
+    model.convention = Convention(**card["convention"])
+    model.shape = tuple(card["shape"])
+    model.card = card
+    return model.to(device).eval()

@@ -1,0 +1,47 @@
+"""Convolutions and dense layers with the initialization of DDPM (Ho et al. 2020, arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def variance_scaling_(weight: Tensor, scale: float, fan_in: int, fan_out: int) -> Tensor:
+    """Fill `weight` uniformly with variance scale / mean(fan_in, fan_out). A scale of 0 means 1e-10: as good as zero,
+    and the signs of the first gradients stay random."""
+    bound = math.sqrt(3 * max(scale, 1e-10) / ((fan_in + fan_out) / 2))
+    with torch.no_grad():
+        return weight.uniform_(-bound, bound)
+
+
+def conv(in_channels: int, out_channels: int, size: int = 3, *, stride: int = 1, scale: float = 1.0, padding=None):
+    """A convolution that keeps the image size at stride 1; `padding=0` leaves the border to the caller."""
+    padding = size // 2 if padding is None else padding
+    layer = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding)
+    variance_scaling_(layer.weight, scale, in_channels * size * size, out_channels * size * size)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dense(in_features: int, out_features: int) -> nn.Linear:
+    layer = nn.Linear(in_features, out_features)
+    variance_scaling_(layer.weight, 1.0, in_features, out_features)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NIN(nn.Module):
+    """A 1x1 convolution kept as a matrix, `W` (in, out) and `b` (out): the "network in network" of DDPM.
+
+    Takes and returns pixels in rows: (..., in) -> (..., out).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, scale: float = 1.0):
+        super().__init__()
+        self.W = nn.Parameter(variance_scaling_(torch.empty(in_channels, out_channels), scale, in_channels, out_channels))
+        self.b = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.W + self.b

@@ -1,0 +1,21 @@
+"""Samplers: tables of coefficients and the loop that runs them."""
+
+from fastscore.samplers.base import SampleInfo, Sampler
+from fastscore.samplers.correctors import CORRECTORS
+from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
+from fastscore.samplers.loop import NonFiniteError
+from fastscore.samplers.plan import Plan, Step
+from fastscore.samplers.predictor_corrector import PCSampler
+from fastscore.samplers.predictors import PREDICTORS
+
+__all__ = [
+    "CORRECTORS",
+    "PREDICTORS",
+    "EulerMaruyamaSampler",
+    "NonFiniteError",
+    "PCSampler",
+    "Plan",
+    "SampleInfo",
+    "Sampler",
+    "Step",
+]

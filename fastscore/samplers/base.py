@@ -1,0 +1,185 @@
+"""What every fixed-step sampler does with its plan: start, loop, check, return."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastscore.noise import Noise, as_noise
+from fastscore.samplers.loop import run_plan
+from fastscore.samplers.plan import Plan, Step
+from fastscore.score import Convention, convention_of
+from fastscore.sde import SDE
+
+__all__ = ["Callback", "SampleInfo", "Sampler"]
+
+Callback = Callable[[int, Step, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """What a run did: the plan it followed, network calls per sample, and wall-clock seconds."""
+
+    plan: Plan
+    nfe: int
+    seconds: float
+
+
+class Sampler(ABC):
+    """A fixed-step sampler: a plan, computed on the host in float64, and one loop that runs it.
+
+    Args:
+        sde: the forward SDE.
+        model: called as ``model(x, labels)`` with x of shape (B, ...) and labels of shape (B,); returns a tensor of
+            x's shape.
+        steps: number of predictor steps N.
+        eps: the time at which sampling stops; by default the SDE's published one (1e-5 for VE, 1e-3 for VP and sub-VP).
+        denoise: leave out the noise of the last predictor step, at no extra network call.
+        convention: how to read the model; by default ``model.convention``, or what was published with the SDE.
+
+    Raises:
+        ValueError, TypeError: for arguments outside what is listed, before any work is done.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        model: Callable[[Tensor, Tensor], Tensor],
+        *,
+        steps: int = 1000,
+        eps: float | None = None,
+        denoise: bool = True,
+        convention: Convention | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if not isinstance(sde, SDE):
+            raise TypeError(f"{name}: sde must be a fastscore SDE (VESDE, VPSDE, SubVPSDE), got {type(sde).__name__}")
+        if not callable(model):
+            raise TypeError(f"{name}: model must be callable as model(x, labels), got {type(model).__name__}")
+        if convention is not None and not isinstance(convention, Convention):
+            raise TypeError(f"{name}: convention must be a fastscore.Convention, got {type(convention).__name__}")
+        check_count(name, "steps", steps, 1)
+        eps = sde.sampling_eps if eps is None else eps
+        if not 0 < eps < sde.T:
+            raise ValueError(f"{name}: eps must lie between 0 and 1, got {eps!r}")
+        self.sde, self.model = sde, model
+        self.steps, self.eps, self.denoise = steps, float(eps), bool(denoise)
+        self.convention = convention or convention_of(model, sde)
+
+    norm = "batch"
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The table of this sampler; ``print(sampler.plan())`` shows every coefficient."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape_or_latent: Sequence[int] | Tensor,
+        *,
+        seed: int = 0,
+        noise: Noise | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        check_finite: bool = False,
+        progress: bool = False,
+        callback: Callback | None = None,
+        return_info: bool = False,
+    ) -> Tensor | tuple[Tensor, SampleInfo]:
+        """Draw samples.
+
+        Args:
+            shape_or_latent: the shape (B, ...) of the batch, started from the prior; or the state at t = 1 itself,
+                left unchanged.
+            seed: names the noise: sample i of a seed is the same on every machine and in every batch split.
+            noise: where noise comes from, in place of seed: ``PhiloxNoise``, ``TorchNoise`` or ``ReplayNoise``.
+            dtype, device: of the state; by default those of the latent, else float32 on the device of the model's
+                parameters.
+            check_finite: look for NaN and infinity after every step, at the price of a host synchronization each; the
+                result is always checked.
+            progress: show a progress bar.
+            callback: called as ``callback(index, step, x)`` after every step, with a state of its own.
+            return_info: also return a `SampleInfo`.
+
+        Returns:
+            Samples of shape (B, ...), on the scale of the data the model was trained on; with ``return_info`` a pair.
+
+        Raises:
+            ValueError, TypeError: for a bad argument, or a network output of another shape or device than the state.
+            NonFiniteError: if the state is not finite; with ``check_finite`` it names the step and the time.
+        """
+        x, source = self._start(shape_or_latent, seed, noise, dtype, device)
+        plan = self.plan()
+        start = time.perf_counter()
+        with _evaluating(self.model):
+            x = run_plan(
+                plan,
+                self.model,
+                x,
+                source,
+                per_sample=self.norm == "sample",
+                check_finite=check_finite,
+                progress=progress,
+                callback=callback,
+            )
+        return (x, SampleInfo(plan, plan.nfe, time.perf_counter() - start)) if return_info else x
+
+    def _start(
+        self,
+        shape_or_latent: Sequence[int] | Tensor,
+        seed: int,
+        noise: Noise | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> tuple[Tensor, Noise]:
+        name = type(self).__name__
+        source = as_noise(seed, noise)
+        if isinstance(shape_or_latent, Tensor):
+            latent = shape_or_latent
+            if not latent.is_floating_point() or latent.ndim < 1:
+                raise ValueError(
+                    f"{name}: the latent must be a floating-point tensor of shape (B, ...), "
+                    f"got {latent.dtype} of shape {tuple(latent.shape)}"
+                )
+            # clone: the loop writes in place
+            return latent.detach().to(device or latent.device, dtype or latent.dtype).clone(), source
+        shape = tuple(shape_or_latent)
+        if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+            raise ValueError(f"{name}: the shape must be (B, ...) in integers >= 0, got {shape}")
+        dtype = dtype or torch.float32
+        if not dtype.is_floating_point:
+            raise ValueError(f"{name}: dtype must be a floating-point type, got {dtype}")
+        device = torch.device(device) if device is not None else _device_of(self.model)
+        return self.sde.prior_sample(shape, noise=source, dtype=dtype, device=device), source
+
+
+def check_count(owner: str, name: str, value: int, least: int) -> None:
+    """Raise unless value is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
+
+
+def _device_of(model: object) -> torch.device:
+    parameter = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+@contextmanager
+def _evaluating(model: object) -> Iterator[None]:
+    """Dropout off while sampling; the mode the caller had comes back."""
+    if not (isinstance(model, nn.Module) and model.training):
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()

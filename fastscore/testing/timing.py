@@ -1,0 +1,147 @@
+"""Timing of contenders against each other on a machine that does other things too.
+
+The contenders take turns, round by round, in rotating order, so that whatever slows the machine down slows all of
+them; speed-ups are medians of the ratios within a round.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastscore.testing.traffic import Count, Traffic
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question a benchmark asks.
+
+    Attributes:
+        op: what is timed, e.g. "linear_step".
+        label: shape, dtype and whatever else distinguishes the case, e.g. "(16, 3, 32, 32) float32".
+        contenders: name -> function of no arguments. "eager" is what the others are compared with.
+        check: raises unless every contender computes the right thing; runs before anything is timed.
+        state: a tensor of the size that traffic is counted in.
+        steps: how many steps one call makes; times and traffic are reported per step.
+    """
+
+    op: str
+    label: str
+    contenders: dict[str, Run]
+    check: Callable[[], None]
+    state: Tensor
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds per step of every round and contender, in the order they were measured, and the traffic per step."""
+
+    case: Case
+    seconds: dict[str, list[float]]
+    traffic: dict[str, Count | None]
+    launched: list[str]
+
+    def median(self, name: str) -> float:
+        """Median seconds per step."""
+        return statistics.median(self.seconds[name])
+
+    def speedup(self, name: str, over: str = "eager") -> float:
+        """How many times faster than another contender: the median over the rounds of the ratio within a round."""
+        pairs = zip(self.seconds[over], self.seconds[name], strict=True)
+        return statistics.median(slow / fast for slow, fast in pairs)
+
+    def bandwidth(self, name: str) -> float | None:
+        """Bytes that the contender reads and writes per second, or None where its traffic cannot be seen."""
+        count = self.traffic[name]
+        if count is None:
+            return None
+        return count.moved * self.case.state.numel() * self.case.state.element_size() / self.median(name)
+
+
+def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 15, slice_seconds: float = 2e-3) -> Result:
+    """Check the contenders, then time them in turns.
+
+    Args:
+        case: what to time.
+        seconds: how long to go on, for all contenders together.
+        min_rounds: rounds that are timed even if that takes longer.
+        slice_seconds: a contender is repeated within its turn for about this long.
+    """
+    before = _launches()
+    case.check()
+    for run in case.contenders.values():
+        for _ in range(3):  # compiles, fills caches
+            run()
+    launched = sorted(name for name, count in _launches().items() if count > before.get(name, 0))
+    repeats = {}
+    for name, run in case.contenders.items():
+        once = min(_time(run, 1, case.state.device) for _ in range(3))
+        repeats[name] = max(1, min(1000, round(slice_seconds / max(once, 1e-9))))
+    measured: dict[str, list[float]] = {name: [] for name in case.contenders}
+    order = list(case.contenders)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(measured[order[0]]) < min_rounds:
+        for name in order:
+            run = case.contenders[name]
+            measured[name].append(_time(run, repeats[name], case.state.device) / case.steps)
+        order = order[1:] + order[:1]
+    return Result(case, measured, {name: _traffic(case, name) for name in case.contenders}, launched)
+
+
+def _time(run: Run, repeats: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _traffic(case: Case, name: str) -> Count | None:
+    """The traffic of one step; None for compiled code, which the dispatcher does not see."""
+    if "compile" in name:
+        return None
+    with Traffic(case.state) as traffic:
+        case.contenders[name]()
+    count = traffic.count
+    return Count(count.calls / case.steps, count.full / case.steps, count.moved / case.steps, count.by_op)
+
+
+def _launches() -> dict[str, int]:
+    """How often each native kernel ran in this process; empty without the extension."""
+    try:
+        from fastscore import _C
+    except ImportError:
+        return {}
+    return dict(_C.launches())
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on: processor, instruction set, threads, PyTorch."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = models[0] if models else model
+    found: dict[str, str | int] = {
+        "cpu": model,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -1,0 +1,1 @@
+"""Training score networks: losses, weight averages, the trainer."""

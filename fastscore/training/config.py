@@ -1,0 +1,99 @@
+"""What a training run is made of, as plain values that go into checkpoints and model cards."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastscore.models.ncsnpp import NCSNppConfig
+from fastscore.score import Convention
+from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
+
+SDES: dict[str, type[SDE]] = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A run: network, SDE, data, optimization.
+
+    steps, batch: number of updates and images in each. lr, warmup: Adam's rate rises linearly over `warmup` updates,
+        then stays ("constant") or falls to 0 at the last one ("cosine"), by `schedule`.
+    ema: decay of the weight average. grad_clip: largest gradient norm.
+    eps: smallest training time. stratified: one time in each of `batch` equal intervals (Kingma et al. 2021,
+        arXiv 2107.00630, App. I.1) in place of independent ones.
+    likelihood_weighting, reduce_mean: see `fastscore.training.losses.denoising_loss`.
+    precision: "float32", or "bfloat16" for autocast (the weights stay float32).
+    channels_last: keep weights and images in that memory format.
+    """
+
+    name: str
+    network: NCSNppConfig
+    sde: str = "VPSDE"
+    sde_options: dict[str, float] = field(default_factory=dict)
+    convention: Convention = field(default_factory=lambda: Convention("noise", "scaled_time"))
+    dataset: str = "mnist"
+    steps: int = 10_000
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 200
+    schedule: str = "cosine"
+    ema: float = 0.999
+    grad_clip: float = 1.0
+    eps: float = 1e-5
+    stratified: bool = True
+    likelihood_weighting: bool = False
+    reduce_mean: bool = True
+    precision: str = "float32"
+    channels_last: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name, allowed in (
+            ("sde", tuple(SDES)),
+            ("schedule", ("cosine", "constant")),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+
+    def make_sde(self) -> SDE:
+        return SDES[self.sde](**self.sde_options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        network, convention = NCSNppConfig.from_dict(values["network"]), Convention(**values["convention"])
+        return cls(**{**values, "network": network, "convention": convention})
+
+
+_DDPMPP = NCSNppConfig(
+    fir=False,
+    progressive_input="none",
+    embedding_type="positional",
+    scale_by_sigma=False,
+    centered=True,
+)
+
+CONFIGS: dict[str, TrainingConfig] = {
+    # DDPM++ for 32x32 gray images, small enough for one CPU core
+    "mnist32": TrainingConfig(
+        name="mnist32",
+        network=dataclasses.replace(
+            _DDPMPP, num_channels=1, nf=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.05
+        ),
+        steps=9_000,
+        batch=32,
+        lr=1e-3,
+        precision="bfloat16",
+    ),
+}

@@ -1,0 +1,71 @@
+"""Denoising score matching in continuous time (Song et al. 2021, arXiv 2011.13456, eq. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastscore.score import Convention, convention_of
+from fastscore.sde import SDE
+
+
+def denoising_loss(
+    network: Callable[[Tensor, Tensor], Tensor],
+    sde: SDE,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    convention: Convention | None = None,
+    likelihood_weighting: bool = False,
+    reduce_mean: bool = True,
+) -> Tensor:
+    """The loss of every sample, float32 (B,) (float64 for float64 data): its mean over the batch is the objective.
+
+    The squared error of the noise estimate, |eps_hat - eps|^2, which is sigma(t)^2 |score + eps / sigma(t)|^2.
+
+    x0, noise: (B, ...) clean data and standard normal noise. t: (B,) times in (0, T].
+    convention: what the network predicts; its own by default (`fastscore.score.convention_of`).
+    likelihood_weighting: weigh by g(t)^2 / sigma(t)^2, so that the objective bounds the likelihood
+        (Song et al. 2021, arXiv 2101.09258, theorem 1).
+    reduce_mean: mean over the elements of a sample; False: half their sum.
+    """
+    if t.shape != x0.shape[:1]:
+        raise ValueError(f"t must have shape ({x0.shape[0]},), one time for every sample, got {tuple(t.shape)}")
+    if noise.shape != x0.shape:
+        raise ValueError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
+    convention = convention_of(network, sde) if convention is None else convention
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(x0.device, x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
+
+    alpha, sigma = sde.marginal(t)
+    x = column(alpha) * x0 + column(sigma) * noise
+    labels = convention.labels(sde, t)
+    labels = labels.to(x0.dtype) if labels.is_floating_point() else labels
+    output = network(column(convention.input_scale(sde, t)) * x, labels).to(x0.dtype)
+    p, q = convention.coefficients(sde, t, "noise")
+    error = (column(p) * x + column(q) * output - noise).square().flatten(1)
+    loss = error.mean(1) if reduce_mean else 0.5 * error.sum(1)
+    if likelihood_weighting:
+        loss = loss * column(sde.diffusion(t).square() / sigma.square()).flatten()
+    return loss
+
+
+def draw_times(
+    batch: int, sde: SDE, *, eps: float = 1e-5, stratified: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniform times in [eps, T), float32 (batch,), on the CPU. At t = 0 the score of the data need not exist.
+
+    stratified: one time in each of `batch` equal intervals, by one common shift (Kingma et al. 2021, arXiv 2107.00630,
+        App. I.1): each is still uniform, and their mean loss varies less.
+    """
+    if not 0 < eps < sde.T:
+        raise ValueError(f"eps must be in (0, {sde.T}), got {eps}")
+    if stratified:
+        u = (torch.rand(1, generator=generator) + torch.arange(batch) / batch) % 1
+    else:
+        u = torch.rand(batch, generator=generator)
+    return u * (sde.T - eps) + eps

@@ -1,0 +1,1 @@
+"""Triton kernels, one file per op; installed as `fastscore.kernels`. Code here must not register anything at import."""

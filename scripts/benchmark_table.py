@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Turn the JSON of `pytest benchmarks/ --benchmark-only --benchmark-json=FILE` into the README's table.
+
+    python scripts/benchmark_table.py out/benchmarks.json            # print it
+    python scripts/benchmark_table.py out/benchmarks.json README.md  # put it between the markers of README.md
+
+Everything between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->` is replaced; numbers are never typed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+COMMAND = "pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.json"
+
+
+def table(data: dict[str, Any]) -> str:
+    """Markdown: one row per case, one column per contender; times are medians, speed-ups medians of paired rounds."""
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in data["benchmarks"]:
+        info = entry["extra_info"]
+        cases.setdefault(f"`{info['op']}` {info['case']}", {})[info["contender"]] = entry
+    rows = [
+        "| per call or step | eager | torch.compile | fastscore | against eager | against torch.compile | traffic |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case, entries in cases.items():
+        cells = [_time(entries[name]["stats"]["median"]) for name in ("eager", "torch.compile", "fastscore")]
+        info = entries["fastscore"]["extra_info"]
+        cells += [f"**{info['speedup_over_eager']:.1f}x**", f"{info['speedup_over_compile']:.1f}x"]
+        cells.append(
+            f"{_sizes(entries['eager']['extra_info']['traffic_in_state_sizes'])} → "
+            f"{_sizes(info['traffic_in_state_sizes'])}"
+        )
+        rows.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", _machine(data)])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def _sizes(count: float | None) -> str:
+    return "?" if count is None else f"{count:.1f}".removesuffix(".0")
+
+
+def _machine(data: dict[str, Any]) -> str:
+    info = data["machine_info"]["fastscore"]
+    return (
+        f"Measured on {info.get('gpu', info['cpu'])}, {info['threads']} threads, {info['capability']}, "
+        f"PyTorch {info['torch']}, on {data['datetime'][:10]}, by `{COMMAND}`. "
+        "Contenders take turns; times are medians, speed-ups are medians of the ratio within a round. "
+        "Traffic is memory read and written in sizes of the state, eager → fastscore."
+    )
+
+
+def replace(text: str, new: str) -> str:
+    """The text with everything between the markers replaced."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"expected {BEGIN} and, after it, {END} once each")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    return f"{head}{BEGIN}\n{new}\n{END}{tail}"
+
+
+def main() -> int:
+    """Command line; exit code 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(description="Turn benchmark JSON into a Markdown table.")
+    parser.add_argument("json", type=Path, help="file written by --benchmark-json")
+    parser.add_argument("readme", type=Path, nargs="?", help="file with the two markers; without it, print")
+    arguments = parser.parse_args()
+    try:
+        text = table(json.loads(arguments.json.read_text()))
+        if arguments.readme is None:
+            print(text)
+        else:
+            arguments.readme.write_text(replace(arguments.readme.read_text(), text))
+            print(f"wrote the table into {arguments.readme}")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"benchmark_table: {error!r}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+"""Train a score network: python scripts/train.py --config mnist32 --out out/mnist32
+
+Everything goes into the output folder: checkpoint.pt (from which a second call goes on), loss.csv, loss.png, and at the end the
+averaged weights as NAME.safetensors with their card NAME.json. Ctrl-C and SIGTERM save before they stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from fastscore.models.bundle import save_bundle
+from fastscore.training.config import CONFIGS, TrainingConfig
+from fastscore.training.data import load_mnist
+from fastscore.training.trainer import LOG_EVERY, Trainer, plot_log
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="mnist32", choices=sorted(CONFIGS), help="what to train (default: mnist32)")
+    parser.add_argument("--out", type=Path, default=None, help="output folder (default: out/CONFIG)")
+    parser.add_argument("--steps", type=int, help="updates, in place of those of the config")
+    parser.add_argument("--batch", type=int, help="images in an update")
+    parser.add_argument("--lr", type=float, help="learning rate after warm-up")
+    parser.add_argument("--seed", type=int, help="of the weights, the noise and the order of the images")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast, weights stay float32")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("--save-every", type=int, default=250, help="updates between two checkpoints (default: 250)")
+    return parser.parse_args(arguments)
+
+
+def configure(args: argparse.Namespace) -> TrainingConfig:
+    changes = {name: getattr(args, name) for name in ("steps", "batch", "lr", "seed", "precision")}
+    return dataclasses.replace(CONFIGS[args.config], **{name: v for name, v in changes.items() if v is not None})
+
+
+def card_of(trainer: Trainer, command: str) -> dict:
+    config = trainer.config
+    return {
+        "name": config.name,
+        "network": config.network.to_dict(),
+        "sde": config.sde,
+        "sde_options": dataclasses.asdict(trainer.sde),
+        "convention": dataclasses.asdict(config.convention),
+        "shape": list(trainer.images.shape[1:]),
+        "seed": config.seed,
+        "command": command,
+        "training": {k: v for k, v in config.to_dict().items() if k not in ("network", "convention", "sde_options")},
+        "steps_made": trainer.step,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "torch": torch.__version__,
+    }
+
+
+def export(trainer: Trainer, path: Path, command: str) -> None:
+    with trainer.ema.averaged(trainer.model) as model:
+        save_bundle(path, model, card_of(trainer, command))
+
+
+def train(args: argparse.Namespace, command: str) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    config = configure(args)
+    folder = args.out or Path("out") / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, load_mnist(folder / "mnist.npz"), folder, device=args.device)
+    if trainer.step:
+        print(f"resuming {trainer.checkpoint} at update {trainer.step} of {config.steps}", flush=True)
+
+    stopped = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: stopped.append(signum))
+
+    from tqdm import tqdm
+
+    with tqdm(total=config.steps, initial=trainer.step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+
+        def report(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", lr=f"{trainer.learning_rate():.2g}", refresh=False)
+            bar.update()
+
+        finished = trainer.run(save_every=args.save_every, stop=lambda: bool(stopped), report=report)
+
+    if trainer.step >= LOG_EVERY:
+        plot_log(folder / "loss.csv", folder / "loss.png", f"{config.name}: denoising score matching")
+    if not finished:
+        print(f"stopped at update {trainer.step}; the same command goes on from there", flush=True)
+        return 128 + stopped[0]
+    path = folder / f"{config.name}.safetensors"
+    export(trainer, path, command)
+    print(f"trained {config.steps} updates; weights in {path}", flush=True)
+    return 0
+
+
+def main() -> int:
+    try:
+        return train(parse(), shlex.join(["python", *sys.argv]))
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
