@@ -52,8 +52,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["fastscore"] = machine()
 
 
-def pytest_report_header() -> str:
-    return "measured on " + ", ".join(f"{key} {value}" for key, value in machine().items())
+def pytest_report_header() -> list[str]:
+    found = machine()
+    lines = ["measured on " + ", ".join(f"{key} {value}" for key, value in found.items())]
+    if found["load"] > 0.5:
+        lines.append(f"OTHER WORK IS RUNNING (load {found['load']}): do not quote these numbers")
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastscore.ops import langevin_step
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import make_input
-from fastscore.testing.timing import Case
+from fastscore.testing.timing import Case, compiled
 
 SNR, ALPHA = 0.16, 0.98
 
@@ -25,7 +25,7 @@ def _case(shape: tuple[int, ...]) -> Case:
     x, score, noise = (make_input(shape, seed=seed) for seed in range(3))
     coefficients = torch.tensor([0.0, 1.0, 2 * ALPHA * SNR**2])
     rng, samples = torch.tensor([7, 1]), torch.arange(shape[0])
-    compiled = torch.compile(_eager)
+    fused_by_compiler = compiled(_eager)
 
     def check() -> None:
         fused = langevin_step(x, score, coefficients, noise=noise)
@@ -37,7 +37,7 @@ def _case(shape: tuple[int, ...]) -> Case:
         f"{shape} float32",
         {
             "eager": lambda: _eager(x, score),
-            "torch.compile": lambda: compiled(x, score),
+            "torch.compile": lambda: fused_by_compiler(x, score),
             "fastscore": lambda: langevin_step(x, score, coefficients, rng=rng, samples=samples),
         },
         check,

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastscore.ops import linear_step
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import make_input
-from fastscore.testing.timing import Case
+from fastscore.testing.timing import Case, compiled
 
 
 def _eager(x: Tensor, history: list[Tensor], coefficients: Tensor, draw: bool) -> Tensor:
@@ -27,7 +27,7 @@ def _case(shape: tuple[int, ...], outputs: int, draw: bool, dtype: torch.dtype =
     coefficients = torch.tensor([0.98, *(0.4, -0.3, 0.2)[:outputs], 0.1])
     rng, samples = torch.tensor([7, 1]), torch.arange(shape[0])
     drawn = {"rng": rng, "samples": samples} if draw else {}
-    compiled = torch.compile(_eager)
+    fused_by_compiler = compiled(_eager)
 
     def check() -> None:
         # z is set apart: the three contenders draw different noise, and its own tests hold the generator
@@ -46,7 +46,7 @@ def _case(shape: tuple[int, ...], outputs: int, draw: bool, dtype: torch.dtype =
         f"{shape} {str(dtype)[6:]}, {outputs} output{'s' * (outputs > 1)}, {'noise' if draw else 'no noise'}",
         {
             "eager": lambda: _eager(x, history, low, draw),
-            "torch.compile": lambda: compiled(x, history, low, draw),
+            "torch.compile": lambda: fused_by_compiler(x, history, low, draw),
             "fastscore": lambda: linear_step(x, history, coefficients, **drawn),
         },
         check,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fastscore import VESDE, VPSDE, PCSampler
-from fastscore.noise import ReplayNoise
+from fastscore.noise import PhiloxNoise, ReplayNoise
 from fastscore.testing.inputs import make_input
-from fastscore.testing.timing import Case
+from fastscore.testing.timing import Case, compiled
 
 STEPS, SHAPE, SNR = 50, (16, 3, 32, 32), 0.16
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -116,9 +116,9 @@ def _case(name: str) -> Case:
     def network(x: Tensor, label: Tensor) -> Tensor:
         return output
 
-    start = sde.prior_sample(SHAPE, seed=0)
+    start = sde.prior_sample(SHAPE, noise=PhiloxNoise(0))
     sampler = PCSampler(sde, network, "reverse_diffusion", "langevin", snr=SNR, steps=STEPS)
-    compiled = torch.compile(lambda x, t: _published_step(published, network, x, t))
+    fused_by_compiler = compiled(lambda x, t: _published_step(published, network, x, t))
 
     def check() -> None:
         """The published loop and PCSampler agree when both are given the same noise."""
@@ -137,7 +137,7 @@ def _case(name: str) -> Case:
         {
             "eager": lambda: _published_loop(published, network, start, eps),
             "torch.compile": lambda: _published_loop(
-                published, network, start, eps, lambda _sde, _network, x, t: compiled(x, t)
+                published, network, start, eps, lambda _sde, _network, x, t: fused_by_compiler(x, t)
             ),
             "fastscore": lambda: sampler.sample(start, seed=0),
         },

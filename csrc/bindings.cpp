@@ -6,6 +6,8 @@
 #include <torch/version.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/philox.h"
+#include "group_norm_silu.h"
 #include "linear_step.h"
 
 #ifdef FASTSCORE_WITH_CUDA
@@ -104,6 +106,11 @@ PYBIND11_MODULE(_C, m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("linear_step_cpu", &linear_step_cpu, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
+  m.def("group_norm_silu_fwd_cpu", &group_norm_silu_fwd_cpu, release);
+  m.def("group_norm_silu_bwd_cpu", &group_norm_silu_bwd_cpu, release);
+  m.def("group_norm_silu_jvp_cpu", &group_norm_silu_jvp_cpu, release);
+  m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
+        py::arg("count"));
 #ifdef FASTSCORE_WITH_CUDA
   m.def("linear_step_cuda", &linear_step_cuda, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());

@@ -108,7 +108,7 @@ at::Tensor linear_step(const at::Tensor& x, at::TensorList history, const at::Te
                        const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
                        LinearStepLaunch launch) {
   check(x, history, coefficients, noise, rng, samples);
-  const bool dense = x.is_non_overlapping_and_dense();
+  const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
   const at::Tensor out = dense ? at::empty_strided(x.sizes(), x.strides(), x.options())
                                : at::empty_strided(x.sizes(), dense_strides(x.sizes(), Layout::contiguous), x.options());
   if (x.numel() == 0) return out;

@@ -1,5 +1,6 @@
 """Argument checks of the ops, in one style: op, argument, what is accepted, what came."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -21,31 +22,40 @@ def wrong_type(op: str, argument: str, accepted: str, got: object) -> NoReturn:
     raise TypeError(f"{op}: {argument} must {accepted}, got {got}")
 
 
-def is_tensor(op: str, argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        wrong_type(op, argument, "be a tensor", type(value).__name__)
-
-
-def is_floating(op: str, argument: str, x: Tensor) -> None:
+def is_state(op: str, argument: str, x: object) -> None:
+    """`x` is a floating-point tensor with a batch dimension."""
+    if not isinstance(x, Tensor):
+        wrong_type(op, argument, "be a tensor", type(x).__name__)
     if x.dtype not in FLOATING:
         wrong_type(op, argument, "be float32, float64, bfloat16 or float16", x.dtype)
-
-
-def has_batch(op: str, argument: str, x: Tensor) -> None:
     if x.dim() == 0:
         wrong_value(op, argument, "have a batch dimension", "shape ()")
 
 
-def matches(op: str, argument: str, value: object, x: Tensor, of: str = "x") -> None:
+def match(op: str, argument: str, values: Sequence[object], x: Tensor) -> None:
+    """Each of `values` is a tensor of the shape, dtype and device of `x`; messages call them argument[0] ..."""
+    shape, dtype, device = x.shape, x.dtype, x.device
+    for i, value in enumerate(values):
+        # The common case first and in one line: this runs at every step of a sampler.
+        if isinstance(value, Tensor) and value.dtype == dtype and value.shape == shape and value.device == device:
+            continue
+        matches(op, f"{argument}[{i}]", value, x)
+
+
+def matches(op: str, argument: str, value: object, x: Tensor) -> None:
     """`value` is a tensor of the shape, dtype and device of `x`."""
     if not isinstance(value, Tensor):
         wrong_type(op, argument, "be a tensor", type(value).__name__)
     if value.dtype != x.dtype:
-        wrong_type(op, argument, f"have the dtype of {of}, {x.dtype}", value.dtype)
+        wrong_type(op, argument, f"have the dtype of x, {x.dtype}", value.dtype)
     if value.shape != x.shape:
-        wrong_value(op, argument, f"have the shape of {of}, {tuple(x.shape)}", tuple(value.shape))
+        wrong_value(op, argument, f"have the shape of x, {tuple(x.shape)}", tuple(value.shape))
+    same_device(op, argument, value, x)
+
+
+def same_device(op: str, argument: str, value: Tensor, x: Tensor) -> None:
     if value.device != x.device:
-        wrong_value(op, argument, f"be on the device of {of}, {x.device}", value.device)
+        wrong_value(op, argument, f"be on the device of x, {x.device}", value.device)
 
 
 def coefficients(op: str, value: object, x: Tensor, columns: int, names: str) -> None:
@@ -57,11 +67,10 @@ def coefficients(op: str, value: object, x: Tensor, columns: int, names: str) ->
     if value.dtype != dtype:
         wrong_type(op, argument, f"be {dtype} for {x.dtype} tensors", value.dtype)
     shape = value.shape
-    if len(shape) not in (1, 2) or shape[-1] != columns or (len(shape) == 2 and shape[0] != x.shape[0]):
+    if shape != (columns,) and shape != (x.shape[0], columns):
         accepted = f"have shape ({columns},) or ({x.shape[0]}, {columns}), that is {names}"
         wrong_value(op, argument, accepted, tuple(shape))
-    if value.device != x.device:
-        wrong_value(op, argument, f"be on the device of x, {x.device}", value.device)
+    same_device(op, argument, value, x)
 
 
 def noise_source(op: str, x: Tensor, noise: object, rng: object, samples: object) -> None:
@@ -71,19 +80,17 @@ def noise_source(op: str, x: Tensor, noise: object, rng: object, samples: object
             wrong_value(op, "noise", "stand alone: either noise, or rng and samples", "both")
         matches(op, "noise", noise, x)
     elif rng is not None or samples is not None:
-        _indices(op, "rng", rng, x, 2, "(seed, draw)")
-        _indices(op, "samples", samples, x, x.shape[0], "the index of each row")
+        indices(op, "rng", rng, x, 2, "(seed, draw)")
+        indices(op, "samples", samples, x, x.shape[0], "the index of each row")
 
 
-def _indices(op: str, argument: str, value: object, x: Tensor, length: int, what: str) -> None:
+def indices(op: str, argument: str, value: object, x: Tensor, length: int, what: str) -> None:
     if value is None:
-        other = "samples" if argument == "rng" else "rng"
-        wrong_value(op, argument, f"be given with {other}", None)
+        wrong_value(op, argument, f"be given with {'samples' if argument == 'rng' else 'rng'}", None)
     if not isinstance(value, Tensor):
         wrong_type(op, argument, f"be an int64 tensor, {what}", type(value).__name__)
     if value.dtype != torch.int64:
         wrong_type(op, argument, f"be an int64 tensor, {what}", value.dtype)
-    if value.dim() != 1 or value.shape[0] != length:
+    if value.shape != (length,):
         wrong_value(op, argument, f"have shape ({length},), {what}", tuple(value.shape))
-    if value.device != x.device:
-        wrong_value(op, argument, f"be on the device of x, {x.device}", value.device)
+    same_device(op, argument, value, x)

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense
 
+from fastscore.reference._strides import is_dense
 from fastscore.reference.linear_step import linear_step as _linear_step
+from fastscore.reference.philox import philox_normal as _philox_normal
+from fastscore.reference.philox import philox_rademacher as _philox_rademacher
+
+_group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")  # the module, not its function
 
 _LIBRARY = torch.library.Library("fastscore", "FRAGMENT")
 
@@ -32,9 +36,7 @@ def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any])
 
 def like(x: Tensor) -> Tensor:
     """An uninitialized tensor as the kernels allocate it: strides of x where x is dense, else contiguous."""
-    if is_non_overlapping_and_dense(x):
-        return x.new_empty_strided(x.shape, x.stride())
-    return x.new_empty(x.shape)
+    return x.new_empty_strided(x.shape, x.stride()) if is_dense(x) else x.new_empty(x.shape)
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -89,6 +91,58 @@ def _linear_step_out(
 
 define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out)
 define(f"linear_step_(Tensor(a!) x, {_LINEAR_STEP}) -> ()", lambda x, *_: None, _linear_step_)
+
+# ------------------------------------------------------------------------------------------------- philox
+
+
+def _noise_fake(rng: Tensor, samples: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    return rng.new_empty(shape, dtype=dtype)
+
+
+for _name, _reference in (("philox_normal", _philox_normal), ("philox_rademacher", _philox_rademacher)):
+    define(
+        f"{_name}(Tensor rng, Tensor samples, SymInt[] shape, ScalarType dtype) -> Tensor",
+        _noise_fake,
+        lambda rng, samples, shape, dtype, f=_reference: f(shape, rng, samples, dtype),
+    )
+
+# ------------------------------------------------------------------------------------------------- group_norm_silu
+
+_PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? add, Tensor? scale, Tensor? shift"
+_TANGENTS = "Tensor? x_t, Tensor? weight_t, Tensor? bias_t, Tensor? add_t, Tensor? scale_t, Tensor? shift_t"
+
+
+def _group_norm_silu_fwd_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    num_groups = rest[5]
+    y = _group_norm_silu.empty_like_x(x)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return y, x.new_empty((x.shape[0], num_groups), dtype=dtype), x.new_empty((x.shape[0], num_groups), dtype=dtype)
+
+
+def _group_norm_silu_bwd_fake(grad_y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    parameters, mean = rest[:5], rest[5]
+    gradients = [mean.new_empty(0) if p is None else p.new_empty(p.shape) for p in parameters]
+    return _group_norm_silu.empty_like_x(x), *gradients
+
+
+define(
+    f"group_norm_silu_fwd(Tensor x, {_PARAMETERS}, int num_groups, float eps, bool silu)"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
+    _group_norm_silu_fwd_fake,
+    _group_norm_silu.group_norm_silu_fwd,
+)
+define(
+    f"group_norm_silu_bwd(Tensor grad_y, Tensor x, {_PARAMETERS}, Tensor mean, Tensor rstd, int num_groups, bool silu)"
+    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_add, Tensor grad_scale, Tensor grad_shift)",
+    _group_norm_silu_bwd_fake,
+    _group_norm_silu.group_norm_silu_bwd,
+)
+define(
+    f"group_norm_silu_jvp(Tensor x, {_PARAMETERS}, Tensor mean, Tensor rstd, {_TANGENTS}, int num_groups, bool silu)"
+    " -> Tensor",
+    lambda x, *_: _group_norm_silu.empty_like_x(x),
+    _group_norm_silu.group_norm_silu_jvp,
+)
 
 # The library comes last: it fills in kernels for ops defined above.
 NATIVE, WHY_NOT_NATIVE = _load()

@@ -18,9 +18,9 @@ __all__ = ["image_grid", "writer"]
 def writer(path: Path) -> Callable[..., None]:
     """The function ``write(samples, *, centered, settings)`` that will write ``path``.
 
-    What can be wrong with the name is found here, before any work is done. ``write`` puts samples of shape (N, C, H, W),
-    data in [-1, 1] if centered and [0, 1] if not, into a PNG grid or unchanged into ``samples`` of an .npz; both carry
-    the settings as JSON.
+    What can be wrong with the name is found here, before any work is done. ``write`` puts samples of shape
+    (N, C, H, W), data in [-1, 1] if centered and [0, 1] if not, into a PNG grid or unchanged into ``samples`` of an
+    .npz; both carry the settings as JSON.
 
     Raises:
         ValueError: unknown ending, or no such directory.

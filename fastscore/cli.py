@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fastscore
-from fastscore import _backend, models
+from fastscore import _backend, _library, models
 from fastscore._output import writer
 
 __all__ = ["main"]
@@ -110,7 +110,10 @@ def _add_sample(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
@@ -120,7 +123,8 @@ def _sample(args: argparse.Namespace) -> None:
     write = writer(args.out)
     chosen = {name: getattr(args, name) for name in _PC_OPTIONS if hasattr(args, name)}
     if args.sampler != "pc" and chosen:
-        raise _UsageError(f"--{next(iter(chosen)).replace('_', '-')} goes with --sampler pc only, got --sampler {args.sampler}")
+        option = next(iter(chosen)).replace("_", "-")
+        raise _UsageError(f"--{option} goes with --sampler pc only, got --sampler {args.sampler}")
     if hasattr(args, "threads"):
         torch.set_num_threads(args.threads)
     device = _device(args.device)
@@ -157,7 +161,7 @@ def _draw(sampler: fastscore.Sampler, model: nn.Module, num: int, batch: int, se
     with tqdm(total=batches * len(sampler.plan().steps), desc="sampling", unit="step", disable=None) as bar:
         for first in range(0, num, batch):
             rows = range(first, min(first + batch, num))
-            noise = fastscore.PhiloxNoise(seed, samples=torch.arange(rows.start, rows.stop))
+            noise = fastscore.PhiloxNoise(seed, samples=rows)
             x = sampler.sample((len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update())
             parts.append(x.cpu())
     return torch.cat(parts)

@@ -51,7 +51,7 @@ def _machine(data: dict[str, Any]) -> str:
     info = data["machine_info"]["fastscore"]
     return (
         f"Measured on {info.get('gpu', info['cpu'])}, {info['threads']} threads, {info['capability']}, "
-        f"PyTorch {info['torch']}, on {data['datetime'][:10]}, by `{COMMAND}`. "
+        f"PyTorch {info['torch']}, load by other work {info['load']}, on {data['datetime'][:10]}, by `{COMMAND}`. "
         "Contenders take turns; times are medians, speed-ups are medians of the ratio within a round. "
         "Traffic is memory read and written in sizes of the state, eager → fastscore."
     )

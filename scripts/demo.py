@@ -16,7 +16,8 @@ from torch import Tensor
 import fastscore
 from fastscore import _backend, models
 from fastscore._output import writer
-from fastscore.models.ncsnpp import NCSNpp
+from fastscore.models import NCSNpp
+from fastscore.noise import Noise
 from fastscore.reference.samplers import pc_sampler
 from fastscore.testing.traffic import traffic_per_step
 
@@ -38,69 +39,77 @@ class Timed:
         return h
 
 
-def fused(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, seed: int) -> Tensor:
+def fused(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, noise: Noise) -> Tensor:
     """Our sampler: a table, and one fused kernel per row of it."""
     sampler = fastscore.PCSampler(model.sde, network, steps=steps, convention=model.convention, **PC)
-    samples = sampler.sample(shape, seed=seed)
+    samples = sampler.sample(shape, noise=noise)
     assert isinstance(samples, Tensor)
     return samples
 
 
-def plain(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, seed: int) -> Tensor:
-    """The algorithm as the paper prints it, one PyTorch operation per term, with the network on the reference too."""
-    noise = fastscore.PhiloxNoise(seed)
+def plain(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, noise: Noise) -> Tensor:
+    """The algorithm as the paper prints it, one PyTorch operation per term; the network runs on the reference too."""
+    sde = model.sde
     with fastscore.backend("reference"):
-        x = model.sde.prior_sample(shape, noise=noise)
-        return pc_sampler(
-            model.sde, network, x, noise, model.convention, steps=steps, eps=model.sde.sampling_eps, **PC
-        )
+        x = sde.prior_sample(shape, noise=noise)
+        return pc_sampler(sde, network, x, noise, model.convention, steps=steps, eps=sde.sampling_eps, **PC)
 
 
 def main() -> None:
-    """Parse the arguments, draw, print the comparison, write the picture."""
+    """Parse the arguments, draw, write the picture, print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--num", type=int, default=64, help="digits to draw")
     parser.add_argument("--steps", type=int, default=200, help="steps in time, each a corrector and a predictor")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/demo/digits.png"))
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--out", type=Path, default=Path("out/demo/digits.png"), help="the picture")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write = writer(args.out)
 
     model = models.load("mnist32")
     shape = (args.num, *model.shape)
-    still = torch.zeros(shape)  # stands in for the network's output where only the sampler's own traffic counts
-    columns = {}
-    for name, run in (("fused", fused), ("reference", plain)):
-        network = Timed(model)
-        print(f"drawing {args.num} digits, {args.steps} PC steps: {name} ...", flush=True)
+    philox = fastscore.PhiloxNoise(args.seed)
+    # The reference is handed the same noise ready made, and so is not charged for drawing it.
+    recording = fastscore.ReplayNoise([philox.normal(shape, draw=i) for i in range(2 * args.steps + 1)])
+    runs: dict[str, tuple[Callable[..., Tensor], Noise, Noise]] = {
+        "fused": (fused, philox, philox),
+        "reference": (plain, recording, fastscore.TorchNoise()),
+    }
+    samples, networks, seconds, traffic = {}, {}, {}, {}
+    still = torch.zeros(shape)  # in place of the network's output, where the sampler's own traffic is counted
+    for name, (run, noise, noise_of_traffic) in runs.items():
+        print(f"drawing {args.num} digits in {args.steps} steps, {name} ...", flush=True)
+        networks[name] = Timed(model)
         start = time.perf_counter()
-        samples = run(model, network, shape, args.steps, args.seed)
-        seconds = time.perf_counter() - start
-        own = partial(run, model, lambda x, labels: still, shape, seed=args.seed)
-        # VP chains need more steps than beta_max = 20
-        traffic = traffic_per_step(lambda steps, own=own: own(steps=steps), still, steps=(32, 36))
-        columns[name] = (samples, network, seconds, traffic)
+        samples[name] = run(model, networks[name], shape, args.steps, noise)
+        seconds[name] = time.perf_counter() - start
+        short = partial(run, model, lambda x, labels: still, shape, noise=noise_of_traffic)
+        # a VP chain needs more than beta_max = 20 steps
+        traffic[name] = traffic_per_step(lambda n, short=short: short(steps=n), still, steps=(32, 36))
 
-    (a, fast, fast_seconds, fast_traffic), (b, slow, slow_seconds, slow_traffic) = columns.values()
-    write(a, centered=model.config.centered, settings={"model": "mnist32", "seed": args.seed, "steps": args.steps, **PC})
-    difference = float((a - b).norm() / b.norm())
-    backend = _backend.resolve(torch.device("cpu"))
-    print(f"""
-mnist32, {args.num} images {"x".join(map(str, model.shape))}, seed {args.seed}, {args.steps} steps; {platform.machine()}, \
-{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}
+    settings = {"model": "mnist32", "seed": args.seed, "steps": args.steps, **PC}
+    write(samples["fused"], centered=model.config.centered, settings=settings)
+    difference = (samples["fused"] - samples["reference"]).norm() / samples["reference"].norm()
 
-                                             {"fused (" + backend + ")":>14} {"reference":>14}
-network calls per image (NFE)                {fast.calls:>14} {slow.calls:>14}
-seconds                                      {fast_seconds:>14.2f} {slow_seconds:>14.2f}
-  in the network                             {fast.seconds:>14.2f} {slow.seconds:>14.2f}
-  in the sampler                             {fast_seconds - fast.seconds:>14.2f} {slow_seconds - slow.seconds:>14.2f}
-memory traffic per step, in state sizes [1]  {fast_traffic.moved:>14.1f} {slow_traffic.moved:>14.1f}
-operators per step                           {fast_traffic.calls:>14.0f} {slow_traffic.calls:>14.0f}
-relative difference of the images            {difference:>14.1e}
+    def row(label: str, value: Callable[[str], float], form: str) -> None:
+        print(f"{label:<44}" + "".join(f"{value(name):>12{form}}" for name in runs))
 
-[1] reads and writes of tensors as large as the state, outside the network, in one corrector and one predictor step
-{args.out}""")
+    cpu = torch.device("cpu")
+    print(f"\n{args.num} images, {args.steps} steps of predictor and corrector, seed {args.seed}")
+    print(
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, backend {_backend.resolve(cpu)}\n"
+    )
+    print(" " * 44 + "".join(f"{name:>12}" for name in runs))
+    row("network calls per image (NFE)", lambda name: networks[name].calls, "d")
+    row("seconds", lambda name: seconds[name], ".2f")
+    row("  in the network", lambda name: networks[name].seconds, ".2f")
+    row("  in the sampler", lambda name: seconds[name] - networks[name].seconds, ".2f")
+    row("memory traffic per step, in state sizes [1]", lambda name: traffic[name].moved, ".1f")
+    row("operators per step", lambda name: traffic[name].calls, ".0f")
+    print(f"{'relative difference of the images':<44}{difference:>24.1e}\n")
+    print("[1] what the sampler itself reads and writes, network left out, in one corrector and one predictor step")
+    print(args.out)
 
 
 if __name__ == "__main__":

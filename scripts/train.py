@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Train a score network: python scripts/train.py --config mnist32 --out out/mnist32
+"""Train a score network.
 
-Everything goes into the output folder: checkpoint.pt (from which a second call goes on), loss.csv, loss.png, and at the end the
-averaged weights as NAME.safetensors with their card NAME.json. Ctrl-C and SIGTERM save before they stop.
+    python scripts/train.py --config mnist32 --out out/mnist32
+
+Everything goes into the output folder: checkpoint.pt (from which a second call goes on), loss.csv, loss.png, and at the
+end the averaged weights as NAME.safetensors with their card NAME.json. Ctrl-C and SIGTERM save before they stop.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +26,7 @@ from fastscore.training.trainer import LOG_EVERY, Trainer, plot_log
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="mnist32", choices=sorted(CONFIGS), help="what to train (default: mnist32)")
     parser.add_argument("--out", type=Path, default=None, help="output folder (default: out/CONFIG)")
@@ -38,11 +42,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def configure(args: argparse.Namespace) -> TrainingConfig:
+    """The named config with the changes asked for."""
     changes = {name: getattr(args, name) for name in ("steps", "batch", "lr", "seed", "precision")}
     return dataclasses.replace(CONFIGS[args.config], **{name: v for name, v in changes.items() if v is not None})
 
 
-def card_of(trainer: Trainer, command: str) -> dict:
+def card_of(trainer: Trainer, command: str) -> dict[str, Any]:
+    """What the exported weights are, and how they were made."""
     config = trainer.config
     return {
         "name": config.name,
@@ -50,7 +56,6 @@ def card_of(trainer: Trainer, command: str) -> dict:
         "sde": config.sde,
         "sde_options": dataclasses.asdict(trainer.sde),
         "convention": dataclasses.asdict(config.convention),
-        "shape": list(trainer.images.shape[1:]),
         "seed": config.seed,
         "command": command,
         "training": {k: v for k, v in config.to_dict().items() if k not in ("network", "convention", "sde_options")},
@@ -61,11 +66,13 @@ def card_of(trainer: Trainer, command: str) -> dict:
 
 
 def export(trainer: Trainer, path: Path, command: str) -> None:
+    """Write the averaged weights and their card."""
     with trainer.ema.averaged(trainer.model) as model:
         save_bundle(path, model, card_of(trainer, command))
 
 
 def train(args: argparse.Namespace, command: str) -> int:
+    """Train, or go on training; returns the exit code."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     config = configure(args)
@@ -81,7 +88,8 @@ def train(args: argparse.Namespace, command: str) -> int:
 
     from tqdm import tqdm
 
-    with tqdm(total=config.steps, initial=trainer.step, unit="step", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+    interval = 0.5 if sys.stderr.isatty() else 60  # seconds; a log file needs no animation
+    with tqdm(total=config.steps, initial=trainer.step, unit="step", mininterval=interval) as bar:
 
         def report(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.4f}", lr=f"{trainer.learning_rate():.2g}", refresh=False)
@@ -101,6 +109,7 @@ def train(args: argparse.Namespace, command: str) -> int:
 
 
 def main() -> int:
+    """Turn errors into one line and exit code 2."""
     try:
         return train(parse(), shlex.join(["python", *sys.argv]))
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:

@@ -13,10 +13,11 @@ PACKAGE = ROOT / "fastscore"
 
 # From the ground up. A module may import its own layer entry and whatever stands in a lower layer; nothing higher.
 LAYERS = [
-    ["_checks"],
-    ["_backend", "sde"],
+    ["_checks", "_output", "kernels"],
+    ["sde"],
     ["score", "reference"],
     ["_library"],
+    ["_backend"],
     ["ops"],
     ["noise", "nn"],
     ["models", "accelerate", "reference.samplers"],

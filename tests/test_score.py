@@ -62,7 +62,7 @@ def test_labels():
 def test_index_labels_use_the_marginal_of_the_chain():
     n, sde = 50, VPSDE()
     chain = sde.discretize(n)
-    p, q = Convention("noise", "chain_index", n).coefficients(sde, chain.times)
+    _, q = Convention("noise", "chain_index", n).coefficients(sde, chain.times)
     torch.testing.assert_close(-1 / q, chain.sigma, rtol=1e-14, atol=0)
     ve = VESDE()
     alpha, sigma = Convention("noise", "noise_index", n).marginal(ve, ve.discretize(n).times)

@@ -129,9 +129,15 @@ def test_times_may_be_floats_or_tensors_of_any_dtype():
 @pytest.mark.parametrize(
     ("make_sde", "message"),
     [
-        (lambda: VESDE(0.0, 1.0), r"VESDE: sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got sigma_min=0.0"),
+        (
+            lambda: VESDE(0.0, 1.0),
+            r"VESDE: sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got sigma_min=0.0",
+        ),
         (lambda: VESDE(2.0, 1.0), r"got sigma_min=2.0 and sigma_max=1.0"),
-        (lambda: VPSDE(-0.1, 20.0), r"VPSDE: beta_min and beta_max must satisfy 0 < beta_min <= beta_max, got beta_min=-0.1"),
+        (
+            lambda: VPSDE(-0.1, 20.0),
+            r"VPSDE: beta_min and beta_max must satisfy 0 < beta_min <= beta_max, got beta_min=-0.1",
+        ),
         (lambda: SubVPSDE(0.1, math.inf), r"SubVPSDE: .* beta_max=inf"),
         (lambda: VPSDE().discretize(0), r"the number of steps must be an integer >= 1, got 0"),
         (lambda: VPSDE().discretize(20), r"a chain of 20 steps has beta_max / 20 = 1 >= 1 and does not exist"),

@@ -1,7 +1,7 @@
 """Networks as files: weights in safetensors (float16 by default), and a card in JSON that says what they are.
 
-A card is a JSON object: `network` (the options of NCSNppConfig), `sde` and `sde_options`, `convention`, `shape`, and whatever
-else is worth telling: the seed, the command. It is stored twice: beside the weights for people, and inside them for `load`.
+A card is a JSON object: `network` (the options of NCSNppConfig), `sde` and `sde_options`, `convention`, and whatever
+else is worth telling: the seed, the command. It is stored twice: beside the weights for people, inside them for `load`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 
 from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
 from fastscore.score import Convention
-from fastscore.sde import VESDE, VPSDE, SubVPSDE
+from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
 
-SDES = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
+SDES: dict[str, type[SDE]] = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
 
 
 def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
@@ -33,14 +33,15 @@ def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype:
     }
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"card": json.dumps(card)})
+    temporary.chmod(0o644)  # safetensors makes it private
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSNpp:
-    """The network of a bundle: float32 parameters, eval mode, no gradients asked for by default settings of torch.
+    """The network of a bundle, with float32 parameters, in eval mode.
 
-    It carries `.sde`, `.convention` (`fastscore.score.Convention`), `.shape` (C, H, W) and `.card`.
+    It carries `.sde`, `.convention` (`fastscore.score.Convention`), `.shape` (C, H, W), `.config` and `.card`.
     Raises FileNotFoundError, or ValueError for a file that is cut off, is no bundle, or does not fit its own card.
     """
     try:
@@ -54,7 +55,7 @@ def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSN
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     if "card" not in metadata:
@@ -65,10 +66,12 @@ def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSN
     own = model.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:
-        raise ValueError(f"{path} does not fit its own card: {wrong[0]} ({len(wrong)} of {len(own)} tensors) is missing, unknown or of another shape")
+        raise ValueError(
+            f"{path} does not fit its own card: {len(wrong)} of {len(own)} tensors are missing, unknown or of another "
+            f"shape, the first is {wrong[0]}"
+        )
     model.load_state_dict(state)
     model.sde = SDES[card["sde"]](**card["sde_options"])
     model.convention = Convention(**card["convention"])
-    model.shape = tuple(card["shape"])
     model.card = card
     return model.to(device).eval()

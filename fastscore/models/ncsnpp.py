@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from fastscore.nn.attention import AttentionBlock
 from fastscore.nn.layers import conv, dense
-from fastscore.nn.resample import Downsample, Upsample
+from fastscore.nn.resample import Downsample, Resample, Upsample
 from fastscore.nn.residual_block import ResidualBlock, norm_act
 from fastscore.nn.time_embedding import GaussianFourierProjection, positional_embedding
+from fastscore.score import Convention
+from fastscore.sde import SDE
 
 _CHOICES = {
     "resblock_type": ("biggan", "ddpm"),
@@ -98,7 +100,10 @@ class NCSNppConfig:
         if self.fir and len(self.fir_kernel) < 2:
             raise ValueError(f"fir_kernel must have at least 2 taps, got {self.fir_kernel}")
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
+            raise ValueError(
+                "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, "
+                f"got {self.sigma_min} and {self.sigma_max}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NCSNppConfig:
@@ -113,7 +118,7 @@ class NCSNppConfig:
 
 
 class Combine(nn.Module):
-    """Join an image of the input pyramid to the features: a 1x1 convolution of it, then the sum or the concatenation."""
+    """Join an image of the input pyramid to the features: a 1x1 convolution of it, then sum or concatenation."""
 
     def __init__(self, image_channels: int, channels: int, method: str):
         super().__init__()
@@ -133,6 +138,10 @@ class NCSNpp(nn.Module):
     """
 
     sigmas: Tensor
+    # what a trained network carries (`fastscore.models.load`)
+    sde: SDE | None = None
+    convention: Convention | None = None
+    card: dict[str, Any] | None = None
 
     def __init__(self, config: NCSNppConfig):
         super().__init__()
@@ -141,16 +150,17 @@ class NCSNpp(nn.Module):
         sigmas = config.sigma_max * torch.exp(torch.linspace(0, 1, config.num_scales, dtype=torch.float64) * ratio)
         self.register_buffer("sigmas", sigmas)
         self.act = nn.SiLU()
-        self.pyramid_up = self._pyramid_resampler(Upsample)
-        self.pyramid_down = self._pyramid_resampler(Downsample)
+        self.pyramid_up, self.pyramid_down = Upsample(**self._fir()), Downsample(**self._fir())
         # forward() takes these in the order in which they are made here; the index is part of the state-dict key
         self.all_modules = nn.ModuleList(self._make_modules())
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.config.num_channels, self.config.image_size, self.config.image_size
+
     def _fir(self) -> dict[str, Any]:
         return {"fir": self.config.fir, "fir_kernel": self.config.fir_kernel}
-
-    def _pyramid_resampler(self, kind: type) -> nn.Module:
-        return kind(**self._fir())
 
     @property
     def _skip_scale(self) -> float:
@@ -161,7 +171,7 @@ class NCSNpp(nn.Module):
         made: list[nn.Module] = []
         width = 4 * c.nf if c.conditional else None
 
-        def block(in_channels: int, out_channels: int, resample: type | None = None) -> nn.Module:
+        def block(in_channels: int, out_channels: int, resample: type[Resample] | None = None) -> nn.Module:
             return ResidualBlock(
                 in_channels,
                 out_channels,
@@ -173,7 +183,7 @@ class NCSNpp(nn.Module):
                 init_scale=c.init_scale,
             )
 
-        def resampling(channels: int, resample: type) -> nn.Module:
+        def resampling(channels: int, resample: type[Resample]) -> nn.Module:
             if c.resblock_type == "biggan":
                 return block(channels, channels, resample)
             return resample(channels, with_conv=c.resamp_with_conv, **self._fir())
@@ -241,7 +251,8 @@ class NCSNpp(nn.Module):
 
         def resampling(h: Tensor) -> Tensor:
             layer = next(layers)
-            return layer(h, embedding) if c.resblock_type == "biggan" else layer(h)
+            h = layer(h, embedding) if c.resblock_type == "biggan" else layer(h)
+            return h
 
         # time
         if c.embedding_type == "fourier":
@@ -305,15 +316,13 @@ class NCSNpp(nn.Module):
         return out
 
     @staticmethod
-    def _to_image(layers, h: Tensor) -> Tensor:
+    def _to_image(layers: Iterator[nn.Module], h: Tensor) -> Tensor:
         norm = next(layers)
-        return next(layers)(norm(h))
+        image: Tensor = next(layers)(norm(h))
+        return image
 
     def _check(self, x: Tensor, labels: Tensor) -> None:
-        c = self.config
-        if x.ndim != 4 or x.shape[1:] != (c.num_channels, c.image_size, c.image_size):
-            raise ValueError(
-                f"x must have shape (B, {c.num_channels}, {c.image_size}, {c.image_size}), got {tuple(x.shape)}"
-            )
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         if labels.shape != x.shape[:1]:
             raise ValueError(f"labels must have shape ({x.shape[0]},), one for every image, got {tuple(labels.shape)}")

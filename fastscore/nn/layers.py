@@ -9,14 +9,21 @@ from torch import Tensor, nn
 
 
 def variance_scaling_(weight: Tensor, scale: float, fan_in: int, fan_out: int) -> Tensor:
-    """Fill `weight` uniformly with variance scale / mean(fan_in, fan_out). A scale of 0 means 1e-10: as good as zero,
-    and the signs of the first gradients stay random."""
+    """Fill `weight` uniformly with variance scale / mean(fan_in, fan_out); a scale of 0 means 1e-10, almost zero."""
     bound = math.sqrt(3 * max(scale, 1e-10) / ((fan_in + fan_out) / 2))
     with torch.no_grad():
         return weight.uniform_(-bound, bound)
 
 
-def conv(in_channels: int, out_channels: int, size: int = 3, *, stride: int = 1, scale: float = 1.0, padding=None):
+def conv(
+    in_channels: int,
+    out_channels: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    scale: float = 1.0,
+    padding: int | None = None,
+) -> nn.Conv2d:
     """A convolution that keeps the image size at stride 1; `padding=0` leaves the border to the caller."""
     padding = size // 2 if padding is None else padding
     layer = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding)
@@ -26,6 +33,7 @@ def conv(in_channels: int, out_channels: int, size: int = 3, *, stride: int = 1,
 
 
 def dense(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer."""
     layer = nn.Linear(in_features, out_features)
     variance_scaling_(layer.weight, 1.0, in_features, out_features)
     nn.init.zeros_(layer.bias)
@@ -40,7 +48,9 @@ class NIN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, scale: float = 1.0):
         super().__init__()
-        self.W = nn.Parameter(variance_scaling_(torch.empty(in_channels, out_channels), scale, in_channels, out_channels))
+        self.W = nn.Parameter(
+            variance_scaling_(torch.empty(in_channels, out_channels), scale, in_channels, out_channels)
+        )
         self.b = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:

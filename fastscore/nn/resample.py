@@ -40,9 +40,9 @@ def fir_downsample(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def fir_upsample(x: Tensor, taps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W): put a zero after every pixel, filter, and multiply by 4 to keep the brightness."""
+    """(B, C, H, W) -> (B, C, 2H, 2W): put a zero after every pixel, filter, multiply by 4 to keep the brightness."""
     # a transposed convolution is exactly that, without the multiplications by the zeros; it also gives the margin
-    first = (taps.shape[0] - 1) // 2
+    first = (taps.shape[0] - 2) // 2
     full = F.conv_transpose2d(x, 4 * _depthwise(taps, x), stride=2, groups=x.shape[1])
     return full[:, :, first : first + 2 * x.shape[2], first : first + 2 * x.shape[3]]
 

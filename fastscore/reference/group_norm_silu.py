@@ -2,16 +2,19 @@
 
 With z = x + add and the mean and variance of z over each group of channels of each sample,
 
-    h = (z - mean) / sqrt(var + eps) * weight + bias        GroupNorm, Wu & He 2018, eq. 1 and 7
-    v = h * (1 + scale) + shift                             scale-shift norm, Dhariwal & Nichol 2021, section 3 (AdaGN)
-    y = v * sigmoid(v), or v                                SiLU, Elfwing et al. 2017
+    xhat = (z - mean) / sqrt(var + eps)     GroupNorm: Wu & He 2018, eqs. 1, 2 and 7
+    h = xhat * weight + bias                eq. 6
+    v = h * (1 + scale) + shift             adaptive GroupNorm: Dhariwal & Nichol 2021, section 3.1
+    y = v * sigmoid(v), or v                SiLU: Elfwing et al. 2017, eq. 1
 
 16-bit inputs are computed in float32 and rounded once, at the end. `group_norm_silu` is differentiable by torch. The
-other three functions are the raw operators `torch.ops.fastscore.group_norm_silu_*` in plain tensor arithmetic, one formula
-a line; torch can differentiate those too, and second derivatives are made that way.
+other three functions are the raw operators `torch.ops.fastscore.group_norm_silu_*` in plain tensor arithmetic; torch can
+differentiate them too, and second derivatives are made that way. There, weight and bias may be (N, C) as well.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +71,7 @@ def group_norm_silu_fwd(
     rstd = torch.rsqrt(var + eps)
     _, _, v = _pre_activation(x, weight, bias, add, scale, shift, mean, rstd)
     y = F.silu(v) if silu else v
-    return like_x(y.to(x.dtype), x), mean, rstd
+    return _like_x(y, x), mean, rstd
 
 
 def group_norm_silu_bwd(
@@ -101,11 +104,11 @@ def group_norm_silu_bwd(
     def total(gradient: Tensor, parameter: Tensor | None) -> Tensor:
         if parameter is None:
             return gradient.new_empty(0)
-        per_sample = gradient.flatten(2).sum(-1)
+        per_sample = gradient.flatten(2).sum(-1) if gradient.ndim > 2 else gradient
         return (per_sample if parameter.ndim == 2 else per_sample.sum(0)).to(parameter.dtype)
 
     return (
-        like_x(grad_z.to(x.dtype), x),
+        _like_x(grad_z, x),
         total(grad_h * xhat, weight),
         total(grad_h, bias),
         total(grad_z, add),
@@ -142,12 +145,36 @@ def group_norm_silu_jvp(
     h_t = h_t + xhat * _per_channel(weight_t, x) + _per_channel(bias_t, x)
     v_t = h_t * (1 + _per_channel(scale, x)) + h * _per_channel(scale_t, x) + _per_channel(shift_t, x)
     y_t = v_t * _silu_slope(v) if silu else v_t
-    return like_x(y_t.to(x.dtype), x)
+    return _like_x(y_t, x)
 
 
-def like_x(result: Tensor, x: Tensor) -> Tensor:
-    """`result`, of the shape of x, channels last where x is (and is not contiguous as well), else contiguous."""
-    if not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
+def channels_last(x: Tensor) -> bool:
+    """Whether the samples of x are dense with channels fastest, and not with channels slowest as well."""
+
+    def dense(dims: Sequence[int]) -> bool:
+        expected = 1
+        for d in dims:
+            if x.shape[d] != 1:
+                if x.stride(d) != expected:
+                    return False
+                expected *= x.shape[d]
+        return True
+
+    spatial = range(x.ndim - 1, 1, -1)
+    return x.numel() > 0 and not dense([*spatial, 1]) and dense([1, *spatial])
+
+
+def empty_like_x(x: Tensor) -> Tensor:
+    """Uninitialized, as the kernels allocate results: channels last where x is, else contiguous."""
+    if channels_last(x):
+        return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1)
+    return x.new_empty(x.shape)
+
+
+def _like_x(result: Tensor, x: Tensor) -> Tensor:
+    """`result` in the dtype of x and in the memory format of `empty_like_x`."""
+    result = result.to(x.dtype)
+    if channels_last(x):
         return result.movedim(1, -1).contiguous().movedim(-1, 1)
     return result.contiguous()
 

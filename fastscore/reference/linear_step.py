@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastscore.reference._strides import with_strides_of
 from fastscore.reference.philox import philox_normal
 
 
@@ -29,15 +30,4 @@ def linear_step(
     if noise is not None:
         s = column[-1]
         out = out + torch.where(s == 0, 0, s * noise.to(dtype))  # noise of weight zero may be anything
-    return _format_of(x, out.to(x.dtype))
-
-
-def _format_of(x: Tensor, out: Tensor) -> Tensor:
-    """`out` with the strides of `x` where `x` is dense, else contiguous."""
-    from torch._prims_common import is_non_overlapping_and_dense
-
-    if not is_non_overlapping_and_dense(x):
-        return out.contiguous()
-    if out.stride() == x.stride():
-        return out
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(out)
+    return with_strides_of(x, out.to(x.dtype))

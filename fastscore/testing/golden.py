@@ -43,7 +43,8 @@ class GoldenCase:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the case by name, in the dtype of the file; read when first asked for."""
         with safe_open(self.path, "pt") as file:
-            return {name: file.get_tensor(key)[:count] for name, (key, count) in self._keys.items()}
+            read = {name: (file.get_tensor(key), count) for name, (key, count) in self._keys.items()}
+        return {name: tensor if count is None else tensor[:count] for name, (tensor, count) in read.items()}
 
     def noise_of(self, name: str = "result") -> float:
         """The float32 noise of an output as measured on the published code: jitter, and distance to float64."""

@@ -4,19 +4,23 @@ The contenders take turns, round by round, in rotating order, so that whatever s
 them; speed-ups are medians of the ratios within a round.
 """
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from fastscore import _library
 from fastscore.testing.traffic import Count, Traffic
 
 Run = Callable[[], object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Result:
         return count.moved * self.case.state.numel() * self.case.state.element_size() / self.median(name)
 
 
-def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 15, slice_seconds: float = 2e-3) -> Result:
+def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 15, slice_seconds: float = 5e-4) -> Result:
     """Check the contenders, then time them in turns.
 
     Args:
@@ -122,25 +126,28 @@ def _traffic(case: Case, name: str) -> Count | None:
 
 def _launches() -> dict[str, int]:
     """How often each native kernel ran in this process; empty without the extension."""
-    try:
-        from fastscore import _C
-    except ImportError:
-        return {}
-    return dict(_C.launches())
+    return dict(_library.NATIVE.launches()) if _library.NATIVE else {}
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on: processor, instruction set, threads, PyTorch."""
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """`torch.compile` at its best: on CPU the generator of the compiler is several times slower than randn_like."""
+    result: Callable[..., T] = torch.compile(function, options={"fallback_random": True})
+    return result
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the numbers were measured on: processor, instruction set, threads, PyTorch, load by other processes."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = models[0] if models else model
-    found: dict[str, str | int] = {
+    found: dict[str, str | int | float] = {
         "cpu": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

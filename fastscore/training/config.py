@@ -6,11 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastscore.models.bundle import SDES
 from fastscore.models.ncsnpp import NCSNppConfig
 from fastscore.score import Convention
-from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
-
-SDES: dict[str, type[SDE]] = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
+from fastscore.sde import SDE
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ CONFIGS: dict[str, TrainingConfig] = {
         network=dataclasses.replace(
             _DDPMPP, num_channels=1, nf=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.05
         ),
-        steps=9_000,
+        steps=12_000,
         batch=32,
         lr=1e-3,
         precision="bfloat16",

@@ -21,7 +21,9 @@ def load_mnist(cache: Path | str | None = None) -> Tensor:
         with np.load(cache) as file:
             images = file["images"] if "images" in file else np.empty(0)
         if images.dtype != np.uint8 or images.shape[1:] != (1, 32, 32):
-            raise ValueError(f"{cache} holds no MNIST images (uint8, N x 1 x 32 x 32): delete it, it will be made again")
+            raise ValueError(
+                f"{cache} holds no MNIST images (uint8, N x 1 x 32 x 32): delete it, it will be made again"
+            )
         return torch.from_numpy(images)
 
     try:

@@ -24,7 +24,7 @@ class EMA:
         self.shadow = [p.detach().clone() for p in self._parameters(model)]
 
     @staticmethod
-    def _parameters(model: nn.Module) -> list[nn.Parameter]:
+    def _parameters(model: nn.Module) -> list[Tensor]:
         return [p for p in model.parameters() if p.requires_grad]
 
     @torch.no_grad()
@@ -56,7 +56,8 @@ class EMA:
         shadow: dict[str, Tensor] = state["shadow"]
         if list(shadow) != self.names:
             raise ValueError(
-                f"the averages are of other parameters: {len(shadow)} names were saved, this model has {len(self.names)}"
+                "the averages are of other parameters: "
+                f"{len(shadow)} names were saved, this model has {len(self.names)}"
             )
         self.decay, self.updates = float(state["decay"]), int(state["updates"])
         with torch.no_grad():

@@ -35,7 +35,9 @@ class Trainer:
     must have been made with the same config, otherwise ValueError.
     """
 
-    def __init__(self, config: TrainingConfig, images: Tensor, folder: Path | str, *, device: torch.device | str = "cpu"):
+    def __init__(
+        self, config: TrainingConfig, images: Tensor, folder: Path | str, *, device: torch.device | str = "cpu"
+    ):
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < config.batch:
             raise ValueError(
                 f"images must be uint8 (N, C, H, W) with N of at least the batch of {config.batch}, "
@@ -49,7 +51,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model = NCSNpp(config.network)
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=self.format).train()
+        self.model.to(self.device).to(memory_format=self.format).train()
         self.ema = EMA(self.model, config.ema)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastscore.noise import ReplayNoise
 
 from fastscore import VESDE, VPSDE, Convention, PCSampler, SubVPSDE
-from fastscore.noise import ReplayNoise
 from fastscore.reference.samplers import pc_sampler
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
 
@@ -52,7 +52,9 @@ def assert_golden(case, x, model):
     assert error <= case.tolerance
     labels = torch.stack([label[0].double() for label in model.labels]) if model.labels else torch.empty(0)
     expected = case.tensors.get("call_labels", torch.empty(0)).double()
-    torch.testing.assert_close(labels.reshape(-1), expected.reshape(len(labels), -1)[:, :1].reshape(-1), rtol=2e-6, atol=2e-5)
+    torch.testing.assert_close(
+        labels.reshape(-1), expected.reshape(len(labels), -1)[:, :1].reshape(-1), rtol=2e-6, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

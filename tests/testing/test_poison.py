@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.cpp_extension import CUDA_HOME  # noqa: F401  (imports the C++ side, no build)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -6,25 +6,15 @@
 #include "cpu/simd/silu.h"
 #include "cpu/simd/vec.h"
 
+#define FASTSCORE_MEMBER inline __attribute__((always_inline))
+
 namespace fastscore::FASTSCORE_ISA {
-namespace {
-
-using std::int64_t;
-using Args = GroupNormSiluArgs;
-using Kind = GroupNormSiluKind;
-
-// Rows of the coefficients. forward: v; backward: grad_x = slope * g + toward_x * (x - center) + rest;
-// jvp: v_t = along * x_t + toward_x * (x - center) + rest.
-enum Row { center, slope, offset, toward_x, rest, along };
-
-constexpr int64_t chunk = 8192;              // elements summed in one go: they fit the first-level cache
-constexpr int64_t prefetch_limit = 1 << 18;  // bytes of a group that the cache keeps until its turn comes
 
 // ------------------------------------------------------------------------------------------ whole vectors and tails
 
 struct Whole {};
 struct First {
-  int64_t n;
+  std::int64_t n;
 };
 
 template <class T>
@@ -53,12 +43,25 @@ FASTSCORE_INLINE vf64 keep(vf64 value, First tail) { return first_lanes64(tail.n
 
 // f(i, Whole or First) for the vectors of n elements.
 template <class T, class F>
-FASTSCORE_INLINE void each_vector(int64_t n, F&& f) {
+FASTSCORE_INLINE void each_vector(std::int64_t n, F&& f) {
   constexpr int lanes = Acc<T>::lanes;
-  int64_t i = 0;
+  std::int64_t i = 0;
   for (; i + lanes <= n; i += lanes) f(i, Whole{});
   if (i < n) f(i, First{n - i});
 }
+
+namespace {
+
+using std::int64_t;
+using Args = GroupNormSiluArgs;
+using Kind = GroupNormSiluKind;
+
+// Rows of the coefficients. forward: v; backward: grad_x = slope * g + toward_x * (x - center) + rest;
+// jvp: v_t = along * x_t + toward_x * (x - center) + rest.
+enum Row { center, slope, offset, toward_x, rest, along };
+
+constexpr int64_t chunk = 8192;              // elements summed in one go: they fit the first-level cache
+constexpr int64_t prefetch_limit = 1 << 18;  // bytes of a group that the cache keeps until its turn comes
 
 FASTSCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -136,9 +139,10 @@ void finish_backward(View<T> view, int64_t g) {
   second /= count;
   for (int64_t c = g * d; c < (g + 1) * d; ++c) {
     const double lost = view.coefficient(center)[c] - (mean - view.number(p.add, c, 0));
+    const double a = view.number(p.weight, c, 1) * (1 + view.number(p.scale, c, 0));
+    view.sum(2)[c] = rstd * (a * view.sum(0)[c] - pixels * first - view.sum(2)[c] * second);
     view.coefficient(toward_x)[c] = static_cast<Real>(-rstd * rstd * second);
     view.coefficient(rest)[c] = static_cast<Real>(-rstd * (first + rstd * second * lost));
-    // From here on slope carries the exact rstd * A again: the one that v was computed with is not needed any more.
   }
 }
 
@@ -198,7 +202,7 @@ struct OneChannel {
     for (int row = 0; row < group_norm_silu_coefficients; ++row) value[row] = splat(view.coefficient(Row(row))[c]);
   }
   template <class Part>
-  FASTSCORE_INLINE auto get(Row row, int64_t, Part) const {
+  FASTSCORE_MEMBER auto get(Row row, int64_t, Part) const {
     return value[row];
   }
 };
@@ -210,7 +214,369 @@ struct ManyChannels {
 
   explicit ManyChannels(View<T> view) : value(view.coefficient(center)), width(view.width()) {}
   template <class Part>
-  FASTSCORE_INLINE auto get(Row row, int64_t i, Part part) const {
+  FASTSCORE_MEMBER auto get(Row row, int64_t i, Part part) const {
     return load(value + row * width + i, part);
   }
 };
+
+// Where sums over the elements of a row go: into one number per channel, or one per element.
+template <class T>
+struct OneSum {
+  typename Acc<T>::vec value[3] = {};
+
+  template <class V, class Part>
+  FASTSCORE_MEMBER void add(int k, int64_t, V term, Part part) {
+    value[k] += keep(term, part);
+  }
+};
+
+template <class T>
+struct ManySums {
+  typename Acc<T>::scalar* value;
+  int64_t width;
+
+  template <class V, class Part>
+  FASTSCORE_MEMBER void add(int k, int64_t i, V term, Part part) {
+    auto* to = value + k * width + i;
+    store(to, load(to, part) + term, part);
+  }
+};
+
+template <class T, bool with_silu, bool ranged, class Coefficients>
+FASTSCORE_INLINE void write_forward(T* y, const T* x, int64_t n, const Coefficients& c, int64_t ahead) {
+  each_vector<T>(n, [&](int64_t i, auto part) {
+    if (ahead != 0) __builtin_prefetch(x + i + ahead);
+    auto v = fma(load(x + i, part) - c.get(center, i, part), c.get(slope, i, part), c.get(offset, i, part));
+    if constexpr (with_silu) v = silu<ranged>(v);
+    store(y + i, v, part);
+  });
+}
+
+// g = dL/dv. What was computed for the sums is kept in grad_x until it is written, where that loses nothing.
+template <class T, bool with_silu>
+inline constexpr bool keeps_g = with_silu && sizeof(T) == sizeof(typename Acc<T>::scalar);
+
+template <class T, bool with_silu, class V, class Coefficients, class Part>
+FASTSCORE_INLINE V gradient_of_v(V grad_y, V offcenter, const Coefficients& c, int64_t i, Part part) {
+  if constexpr (!with_silu) return grad_y;
+  return grad_y * silu_slope(fma(offcenter, c.get(slope, i, part), c.get(offset, i, part)));
+}
+
+template <class T, bool with_silu, class Coefficients, class Sums>
+FASTSCORE_INLINE void sum_backward(T* grad_x, const T* x, const T* grad_y, int64_t n, const Coefficients& c, Sums& sums) {
+  each_vector<T>(n, [&](int64_t i, auto part) {
+    const auto offcenter = load(x + i, part) - c.get(center, i, part);
+    const auto g = gradient_of_v<T, with_silu>(load(grad_y + i, part), offcenter, c, i, part);
+    if constexpr (keeps_g<T, with_silu>) store(grad_x + i, g, part);
+    sums.add(0, i, g, part);
+    sums.add(1, i, g * offcenter, part);
+    sums.add(2, i, offcenter, part);
+  });
+}
+
+template <class T, bool with_silu, class Coefficients>
+FASTSCORE_INLINE void write_backward(T* grad_x, const T* x, const T* grad_y, int64_t n, const Coefficients& c) {
+  each_vector<T>(n, [&](int64_t i, auto part) {
+    const auto offcenter = load(x + i, part) - c.get(center, i, part);
+    auto g = load((keeps_g<T, with_silu> ? grad_x : grad_y) + i, part);
+    if constexpr (!keeps_g<T, with_silu>) g = gradient_of_v<T, with_silu>(g, offcenter, c, i, part);
+    const auto z = fma(offcenter, c.get(toward_x, i, part), c.get(rest, i, part));
+    store(grad_x + i, fma(g, c.get(slope, i, part), z), part);
+  });
+}
+
+template <class T, class Coefficients, class Sums>
+FASTSCORE_INLINE void sum_jvp(const T* x, const T* x_t, int64_t n, const Coefficients& c, Sums& sums) {
+  each_vector<T>(n, [&](int64_t i, auto part) {
+    const auto offcenter = load(x + i, part) - c.get(center, i, part), tangent = load(x_t + i, part);
+    sums.add(0, i, tangent, part);
+    sums.add(1, i, tangent * offcenter, part);
+    sums.add(2, i, offcenter, part);
+  });
+}
+
+template <class T, bool with_silu, class Coefficients>
+FASTSCORE_INLINE void write_jvp(T* y_t, const T* x, const T* x_t, int64_t n, const Coefficients& c) {
+  each_vector<T>(n, [&](int64_t i, auto part) {
+    const auto offcenter = load(x + i, part) - c.get(center, i, part);
+    const auto z = fma(offcenter, c.get(toward_x, i, part), c.get(rest, i, part));
+    const auto v_t = fma(load(x_t + i, part), c.get(along, i, part), z);
+    store(y_t + i, gradient_of_v<T, with_silu>(v_t, offcenter, c, i, part), part);
+  });
+}
+
+// The sums of a row, of either kind.
+template <class T, bool with_silu, class Coefficients, class Sums>
+FASTSCORE_INLINE void sum_row(View<T> view, int64_t at, int64_t n, const Coefficients& c, Sums& sums) {
+  if (view.args.kind == Kind::backward)
+    sum_backward<T, with_silu>(view.out() + at, view.x() + at, view.other() + at, n, c, sums);
+  else
+    sum_jvp<T>(view.x() + at, view.other() + at, n, c, sums);
+}
+
+template <class T, bool with_silu, class Coefficients>
+FASTSCORE_INLINE void write_row(View<T> view, int64_t at, int64_t n, const Coefficients& c, bool ranged, int64_t ahead) {
+  if (view.args.kind == Kind::backward)
+    write_backward<T, with_silu>(view.out() + at, view.x() + at, view.other() + at, n, c);
+  else if (view.args.kind == Kind::jvp)
+    write_jvp<T, with_silu>(view.out() + at, view.x() + at, view.other() + at, n, c);
+  else if (ranged)
+    write_forward<T, with_silu, true>(view.out() + at, view.x() + at, n, c, ahead);
+  else
+    write_forward<T, with_silu, false>(view.out() + at, view.x() + at, n, c, ahead);
+}
+
+// ------------------------------------------------------------------------------------------ statistics
+
+// Mean and sum of squared deviations of `count` numbers.
+struct Statistics {
+  double count = 0, mean = 0, squares = 0;
+
+  // Chan, Golub & LeVeque 1983, eq. 2.1.
+  void merge(double n, double other_mean, double other_squares) {
+    const double delta = other_mean - mean, total = count + n;
+    mean += delta * n / total;
+    squares += other_squares + delta * delta * count * n / total;
+    count = total;
+  }
+  // From sums of (x - center) and (x - center)^2: `first` also mends the mean that the center is.
+  void merge_moments(double n, double center, double first, double second) {
+    merge(n, center + first / n, second - first * first / n);
+  }
+};
+
+// Two passes over numbers that stay in the first-level cache: their mean, then deviations from it.
+template <class T>
+void merge_run(Statistics& statistics, const T* x, int64_t n, double add) {
+  using V = typename Acc<T>::vec;
+  using Real = typename Acc<T>::scalar;
+  constexpr int lanes = Acc<T>::lanes, ways = 8;
+  V total[ways] = {};
+  int64_t i = 0;
+  for (; i + ways * lanes <= n; i += ways * lanes)
+    for (int k = 0; k < ways; ++k) total[k] += load(x + i + k * lanes);
+  each_vector<T>(n - i, [&](int64_t j, auto part) { total[0] += load(x + i + j, part); });
+  for (int k = 1; k < ways; ++k) total[0] += total[k];
+  const Real mean = sum(total[0]) / static_cast<Real>(n);
+
+  const V at = splat(mean);
+  V first[ways / 2] = {}, second[ways / 2] = {};
+  i = 0;
+  for (; i + ways / 2 * lanes <= n; i += ways / 2 * lanes)
+    for (int k = 0; k < ways / 2; ++k) {
+      const V d = load(x + i + k * lanes) - at;
+      first[k] += d;
+      second[k] = fma(d, d, second[k]);
+    }
+  each_vector<T>(n - i, [&](int64_t j, auto part) {
+    const V d = keep(load(x + i + j, part) - at, part);
+    first[0] += d;
+    second[0] = fma(d, d, second[0]);
+  });
+  for (int k = 1; k < ways / 2; ++k) {
+    first[0] += first[k];
+    second[0] += second[k];
+  }
+  statistics.merge_moments(static_cast<double>(n), mean + add, sum(first[0]), sum(second[0]));
+}
+
+// ------------------------------------------------------------------------------------------ contiguous
+
+template <class T, bool with_silu>
+void contiguous_group(View<T> view, int64_t g) {
+  const Args& args = view.args;
+  const int64_t d = view.group_channels(), pixels = args.pixels, size = d * pixels;
+  const int64_t first = g * d, last = first + d;
+  int64_t ahead = 0;
+  if (args.kind == Kind::forward) {
+    Statistics statistics;
+    const bool flat = args.value.add.data == nullptr;  // without `add` the rows of a group need not be told apart
+    const int64_t row = flat ? size : pixels;
+    for (int64_t at = 0; at < size; at += row) {
+      const double add = flat ? 0 : view.number(args.value.add, first + at / row, 0);
+      for (int64_t i = 0; i < row; i += chunk)
+        merge_run(statistics, view.x() + first * pixels + at + i, smaller(chunk, row - i), add);
+    }
+    normalize<T>(view, g, statistics.mean, statistics.squares);
+    // While this group is computed, the next one, which lies behind it, is fetched.
+    if (size * static_cast<int64_t>(sizeof(T)) <= prefetch_limit) ahead = size;
+  } else {
+    prepare<T>(view, g, view.mean(g), view.rstd(g));
+    for (int64_t c = first; c < last; ++c) {
+      const OneChannel<T> coefficients(view, c);
+      double total[3] = {};
+      for (int64_t i = 0; i < pixels; i += chunk) {
+        OneSum<T> sums;
+        sum_row<T, with_silu>(view, c * pixels + i, smaller(chunk, pixels - i), coefficients, sums);
+        for (int k = 0; k < 3; ++k) total[k] += sum(sums.value[k]);
+      }
+      for (int k = 0; k < 3; ++k) view.sum(k)[c] = total[k];
+    }
+    args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
+  }
+  const bool ranged = in_range<T>(view, first, last);
+  for (int64_t c = first; c < last; ++c)
+    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), ranged, ahead);
+}
+
+template <class T, bool with_silu>
+void contiguous(const Args& args, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) contiguous_group<T, with_silu>(View<T>{args, t / args.groups}, t % args.groups);
+}
+
+// ------------------------------------------------------------------------------------------ channels last
+
+// Two passes over a block, `tile` vectors of channels at a time: per channel the mean, then deviations from it.
+template <class T, int tile, class Part>
+FASTSCORE_INLINE void block_moments(const T* x, int64_t rows, int64_t width, typename Acc<T>::scalar* out, Part part) {
+  using V = typename Acc<T>::vec;
+  constexpr int lanes = Acc<T>::lanes;
+  V mean[tile] = {}, first[tile] = {}, second[tile] = {};
+  for (int64_t r = 0; r < rows; ++r)
+    for (int k = 0; k < tile; ++k) mean[k] += load(x + r * width + k * lanes, part);
+  const V share = splat(1 / static_cast<typename Acc<T>::scalar>(rows));
+  for (int k = 0; k < tile; ++k) mean[k] *= share;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int k = 0; k < tile; ++k) {
+      const V d = load(x + r * width + k * lanes, part) - mean[k];
+      first[k] += d;
+      second[k] = fma(d, d, second[k]);
+    }
+  for (int k = 0; k < tile; ++k) {
+    store(out + k * lanes, mean[k], part);
+    store(out + width + k * lanes, first[k], part);
+    store(out + 2 * width + k * lanes, second[k], part);
+  }
+}
+
+template <class T>
+struct Block {
+  int64_t rows, at;  // `at`: its first element in the sample
+  typename Acc<T>::scalar* partial;
+
+  Block(View<T> view, int64_t b) {
+    const Args& args = view.args;
+    rows = smaller(args.rows, args.pixels / args.fold - b * args.rows);
+    at = b * args.rows * view.width();
+    partial = static_cast<typename Acc<T>::scalar*>(args.partial) + (view.n * args.blocks + b) * 3 * view.width();
+  }
+};
+
+template <class T, bool with_silu>
+void channels_last_sum(const Args& args, int64_t begin, int64_t end) {
+  constexpr int lanes = Acc<T>::lanes, tile = 4;
+  for (int64_t t = begin; t < end; ++t) {
+    const View<T> view{args, t / args.blocks};
+    const Block<T> block(view, t % args.blocks);
+    const int64_t width = view.width();
+    if (args.kind == Kind::forward) {
+      const T* x = view.x() + block.at;
+      int64_t c = 0;
+      for (; c + tile * lanes <= width; c += tile * lanes)
+        block_moments<T, tile>(x + c, block.rows, width, block.partial + c, Whole{});
+      each_vector<T>(width - c, [&](int64_t i, auto part) {
+        block_moments<T, 1>(x + c + i, block.rows, width, block.partial + c + i, part);
+      });
+    } else {
+      for (int64_t i = 0; i < 3 * width; ++i) block.partial[i] = 0;
+      const ManyChannels<T> coefficients(view);
+      ManySums<T> sums{block.partial, width};
+      for (int64_t r = 0; r < block.rows; ++r)
+        sum_row<T, with_silu>(view, block.at + r * width, width, coefficients, sums);
+    }
+  }
+}
+
+template <class T>
+void channels_last_prepare(const Args& args, int64_t begin, int64_t end) {
+  if (args.kind == Kind::forward) return;
+  for (int64_t n = begin; n < end; ++n) {
+    const View<T> view{args, n};
+    for (int64_t g = 0; g < args.groups; ++g) prepare<T>(view, g, view.mean(g), view.rstd(g));
+    for (int row = center; row <= offset; ++row)
+      for (int64_t i = args.channels; i < view.width(); ++i)
+        view.coefficient(Row(row))[i] = view.coefficient(Row(row))[i - args.channels];
+  }
+}
+
+// Merges the blocks of a sample in their order, and makes the coefficients.
+template <class T>
+void channels_last_finish(const Args& args, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    const View<T> view{args, n};
+    const int64_t d = view.group_channels(), width = view.width();
+    for (int64_t g = 0; g < args.groups; ++g) {
+      Statistics group;
+      for (int64_t c = g * d; c < (g + 1) * d; ++c) {
+        const double add = view.number(args.value.add, c, 0);
+        double total[3] = {};
+        for (int64_t b = 0; b < args.blocks; ++b) {
+          const Block<T> block(view, b);
+          for (int64_t i = c; i < width; i += args.channels) {
+            const auto* p = block.partial + i;
+            if (args.kind == Kind::forward)
+              group.merge_moments(static_cast<double>(block.rows), p[0] + add, p[width], p[2 * width]);
+            else
+              for (int k = 0; k < 3; ++k) total[k] += p[k * width];
+          }
+        }
+        if (args.kind != Kind::forward)
+          for (int k = 0; k < 3; ++k) view.sum(k)[c] = total[k];
+      }
+      if (args.kind == Kind::forward)
+        normalize<T>(view, g, group.mean, group.squares);
+      else
+        args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
+    }
+    for (int row = center; row < group_norm_silu_coefficients; ++row)
+      for (int64_t i = args.channels; i < width; ++i)
+        view.coefficient(Row(row))[i] = view.coefficient(Row(row))[i - args.channels];
+  }
+}
+
+template <class T, bool with_silu>
+void channels_last_write(const Args& args, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    const View<T> view{args, t / args.blocks};
+    const Block<T> block(view, t % args.blocks);
+    const bool ranged = in_range<T>(view, 0, args.channels);
+    const ManyChannels<T> coefficients(view);
+    for (int64_t r = 0; r < block.rows; ++r)
+      write_row<T, with_silu>(view, block.at + r * view.width(), view.width(), coefficients, ranged, 0);
+  }
+}
+
+}  // namespace
+
+#define FASTSCORE_FOR_DTYPE(dtype, function)          \
+  switch (dtype) {                                    \
+    case Dtype::f32: return function(float);          \
+    case Dtype::f64: return function(double);         \
+    case Dtype::bf16: return function(bf16);          \
+    case Dtype::f16: return function(f16);            \
+  }
+#define FASTSCORE_CONTIGUOUS(T) args.silu ? contiguous<T, true>(args, begin, end) : contiguous<T, false>(args, begin, end)
+#define FASTSCORE_PREPARE(T) channels_last_prepare<T>(args, begin, end)
+#define FASTSCORE_SUM(T) \
+  args.silu ? channels_last_sum<T, true>(args, begin, end) : channels_last_sum<T, false>(args, begin, end)
+#define FASTSCORE_FINISH(T) channels_last_finish<T>(args, begin, end)
+#define FASTSCORE_WRITE(T) \
+  args.silu ? channels_last_write<T, true>(args, begin, end) : channels_last_write<T, false>(args, begin, end)
+
+void group_norm_silu_contiguous(const Args& args, int64_t begin, int64_t end) {
+  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_CONTIGUOUS)
+}
+void group_norm_silu_channels_last_prepare(const Args& args, int64_t begin, int64_t end) {
+  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_PREPARE)
+}
+void group_norm_silu_channels_last_sum(const Args& args, int64_t begin, int64_t end) {
+  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_SUM)
+}
+void group_norm_silu_channels_last_finish(const Args& args, int64_t begin, int64_t end) {
+  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_FINISH)
+}
+void group_norm_silu_channels_last_write(const Args& args, int64_t begin, int64_t end) {
+  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_WRITE)
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

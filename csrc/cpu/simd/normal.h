@@ -12,7 +12,7 @@
 // elements out in their order.
 #pragma once
 
-#include "vec.h"
+#include "cpu/simd/vec.h"
 
 namespace fastscore::FASTSCORE_ISA {
 
@@ -21,6 +21,7 @@ namespace philox {
 inline constexpr std::uint32_t multiplier0 = 0xD2511F53u, multiplier1 = 0xCD9E8D57u;
 inline constexpr std::uint32_t weyl0 = 0x9E3779B9u, weyl1 = 0xBB67AE85u;
 inline constexpr int rounds = 10;
+inline constexpr int units = 2;  // vectors of blocks computed side by side, to fill the latency of the multiplications
 
 // The block that 64-bit lane `lane` holds, relative to the first.
 FASTSCORE_INLINE int block_of_lane(int lane) { return lane / 2 + (lane % 2) * (lanes64 / 2); }
@@ -154,16 +155,17 @@ FASTSCORE_INLINE vf64 minus_two_log(vf64 u) {
   return splat(-2.0) * fma(e, splat(0x1.62e42feep-1), f - tail);
 }
 
-// Cosine and sine of x in [-pi/4, pi/4]; minimax, both within 4e-9 relative.
-FASTSCORE_INLINE void cosine_sine(vf32 x, vf32& cosine, vf32& sine) {
-  const vf32 y = x * x;
-  sine = fma(x, y * horner(y, splat(-1.9518290e-4f), 8.3321892e-3f, -0.16666655f), x);
-  cosine = horner(y, splat(2.4432327e-5f), -1.3887309e-3f, 4.1666646e-2f, -0.5f, 1.0f);
+// Cosine and sine of t in [-1/8, 1/8] turns; minimax, within 4e-9 relative before rounding. The leading coefficient of the
+// sine is 2 pi in two parts, because the sine of a small angle is nothing else.
+FASTSCORE_INLINE void cosine_sine(vf32 t, vf32& cosine, vf32& sine) {
+  const vf32 y = t * t;
+  cosine = horner(y, splat(58.621059f), -85.4245224f, 64.9391479f, -19.7392082f, 1.0f);
+  sine = fma(t, splat(6.28318548f), t * horner(y, splat(-75.4273911f), 81.5934296f, -41.341671f, -1.74845553e-7f));
 }
 
-// Taylor series, of which the first term left out is below 1e-18.
-FASTSCORE_INLINE void cosine_sine(vf64 x, vf64& cosine, vf64& sine) {
-  const vf64 y = x * x;
+// Taylor series of the angle in radians, of which the first term left out is below 1e-18.
+FASTSCORE_INLINE void cosine_sine(vf64 t, vf64& cosine, vf64& sine) {
+  const vf64 x = t * splat(6.283185307179586476925), y = x * x;
   sine = fma(x, y * horner(y, splat(1.0 / 355687428096000), -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
                            1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
              x);
@@ -175,7 +177,7 @@ FASTSCORE_INLINE void cosine_sine(vf64 x, vf64& cosine, vf64& sine) {
 
 class PhiloxStream {
  public:
-  static constexpr int run = UNITS * 2 * lanes32;  // elements that one call of `normals` gives
+  static constexpr int run = philox::units * 2 * lanes32;  // elements that one call of `normals` gives
   template <class T>
   static constexpr int vectors = run / Acc<T>::lanes;
 
@@ -207,11 +209,11 @@ class PhiloxStream {
     vu64 c0, c1, c2, c3;
   };
 
-  // The words of UNITS * lanes64 blocks, several vectors at once to keep the multipliers busy.
-  [[gnu::always_inline]] void words(std::uint32_t first_block, Words (&w)[UNITS]) const {
+  // The words of units * lanes64 blocks, several vectors at once to keep the multipliers busy.
+  [[gnu::always_inline]] void words(std::uint32_t first_block, Words (&w)[philox::units]) const {
     using namespace philox;
     const vu64 m0 = opaque(splat64(multiplier0)), m1 = opaque(splat64(multiplier1));
-    for (int u = 0; u < UNITS; ++u) {
+    for (int u = 0; u < units; ++u) {
       const vu64 product0 = multiply(lane_blocks_ + splat64(first_block + u * lanes64), m0);
       const vu64 product1 = multiply(high(product0) ^ round1_c2_, m1);
       w[u] = {high(product1) ^ round2_c0_, product1, product0 ^ round2_c2_, round2_c3_};
@@ -219,7 +221,7 @@ class PhiloxStream {
 #pragma GCC unroll 16
     for (int i = 0; i < rounds - 2; ++i) {
 #pragma GCC unroll 4
-      for (int u = 0; u < UNITS; ++u) {
+      for (int u = 0; u < units; ++u) {
         const vu64 product0 = multiply(w[u].c0, m0), product1 = multiply(w[u].c2, m1);
         w[u] = {high(product1) ^ (w[u].c1 ^ key_[i][0]), product1, high(product0) ^ (w[u].c3 ^ key_[i][1]), product0};
       }
@@ -228,14 +230,14 @@ class PhiloxStream {
 
   [[gnu::always_inline]] void normals(std::uint32_t first_block, vf32 (&z)[run / lanes32]) const {
     using namespace philox;
-    Words w[UNITS];
+    Words w[units];
     words(first_block, w);
 #pragma GCC unroll 4
-    for (int u = 0; u < UNITS; ++u) {
+    for (int u = 0; u < units; ++u) {
       const vf32 radius = sqrt(minus_two_log(to_unit(pair(w[u].c0, w[u].c2))));
-      const vu32 turns = pair(w[u].c1, w[u].c3) + splat(eighth_turn);
+      const vu32 angles = pair(w[u].c1, w[u].c3), turns = angles + splat(eighth_turn);
       vf32 cosine, sine;
-      cosine_sine(__builtin_convertvector(remainder(turns), vf32) * splat(float{radians_per_word}), cosine, sine);
+      cosine_sine(__builtin_convertvector(remainder(angles), vf32) * splat(0x1p-34f), cosine, sine);
       exchange_on_bit30(turns, cosine, sine);
       cosine = bit_cast<vf32>(bit_cast<vu32>(cosine) ^ ((turns + splat(quarter_turn)) & splat(sign_bit)));
       sine = bit_cast<vf32>(bit_cast<vu32>(sine) ^ (turns & splat(sign_bit)));
@@ -247,21 +249,17 @@ class PhiloxStream {
     using namespace philox;
     using half_f32 = float __attribute__((vector_size(vector_bytes / 2)));
     using half_i32 = std::int32_t __attribute__((vector_size(vector_bytes / 2)));
-    Words w[UNITS];
+    Words w[units];
     words(first_block, w);
     double out[run];
-    for (int u = 0; u < UNITS; ++u) {
-      const vu32 turns = pair(w[u].c1, w[u].c3) + splat(eighth_turn);
-      const vf32 unit = to_unit(pair(w[u].c0, w[u].c2));
-      const vi32 angle = remainder(turns);
-      half_f32 units[2];
-      half_i32 angles[2];
-      __builtin_memcpy(units, &unit, sizeof unit);
-      __builtin_memcpy(angles, &angle, sizeof angle);
+    for (int u = 0; u < units; ++u) {
+      const vu32 angles = pair(w[u].c1, w[u].c3), turns = angles + splat(eighth_turn);
+      const auto unit = bit_cast<Halves<half_f32>>(to_unit(pair(w[u].c0, w[u].c2)));
+      const auto distance = bit_cast<Halves<half_i32>>(remainder(angles));
       for (int half = 0; half < 2; ++half) {
-        const vf64 radius = sqrt(minus_two_log(__builtin_convertvector(units[half], vf64)));
+        const vf64 radius = sqrt(minus_two_log(__builtin_convertvector(unit.half[half], vf64)));
         vf64 cosine, sine;
-        cosine_sine(__builtin_convertvector(angles[half], vf64) * splat(radians_per_word), cosine, sine);
+        cosine_sine(__builtin_convertvector(distance.half[half], vf64) * splat(0x1p-34), cosine, sine);
         for (int i = 0; i < lanes64; ++i) {
           const int word = half * lanes64 + i;  // 2 * lane, plus 1 for the second pair of a block
           double* to = out + u * 2 * lanes32 + 4 * block_of_lane(word / 2) + 2 * (word % 2);
@@ -273,6 +271,21 @@ class PhiloxStream {
       }
     }
     __builtin_memcpy(z, out, sizeof out);
+  }
+
+  // The words of run / 4 blocks, four to a block.
+  void store_words(std::uint32_t first_block, std::uint32_t* out) const {
+    Words w[philox::units];
+    words(first_block, w);
+    for (int u = 0; u < philox::units; ++u) {
+      for (int lane = 0; lane < lanes64; ++lane) {
+        std::uint32_t* to = out + 4 * (u * lanes64 + philox::block_of_lane(lane));
+        to[0] = static_cast<std::uint32_t>(w[u].c0[lane]);
+        to[1] = static_cast<std::uint32_t>(w[u].c1[lane]);
+        to[2] = static_cast<std::uint32_t>(w[u].c2[lane]);
+        to[3] = static_cast<std::uint32_t>(w[u].c3[lane]);
+      }
+    }
   }
 
   // T is float or double.
@@ -298,14 +311,16 @@ class PhiloxStream {
 
  private:
   static constexpr std::uint32_t eighth_turn = 1u << 29, quarter_turn = 1u << 30, sign_bit = 1u << 31;
-  static constexpr double radians_per_word = 6.283185307179586476925 / 4294967296.0;
 
   [[gnu::always_inline]] static vu64 splat64(std::uint32_t x) { return splat(std::uint64_t{x}); }
 
-  // Distance of the angle from the nearest quarter turn, in words: `turns` is the angle plus an eighth of a turn.
-  [[gnu::always_inline]] static vi32 remainder(vu32 turns) {
-    return bit_cast<vi32>(turns & splat(quarter_turn - 1)) - splat(std::int32_t{eighth_turn});
-  }
+  // Four times the distance of the angle from the nearest quarter turn.
+  [[gnu::always_inline]] static vi32 remainder(vu32 angles) { return bit_cast<vi32>(angles << 2); }
+
+  template <class Half>
+  struct Halves {
+    Half half[2];
+  };
 
   vu64 lane_blocks_, round1_c2_, round2_c0_, round2_c2_, round2_c3_;
   vu64 key_[philox::rounds - 2][2];

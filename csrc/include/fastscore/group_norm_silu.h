@@ -37,8 +37,8 @@ struct GroupNormSiluArgs {
   void *mean = nullptr, *rstd = nullptr;  // (batch, groups), op dtype; written by forward, read by the others
   void* out = nullptr;           // y, the gradient of x, the tangent of y: dense, in the layout of the kernel
 
-  // Scratch. `sums`: per sample and channel. backward leaves in it, for the gradients of the parameters, with
-  // g = dL/dv: [0] the sum of g, [1] the sum of g * xhat, [2] the sum of xhat.
+  // Scratch. `sums`: per sample and channel. backward leaves in it, for the gradients of the parameters, sums over pixels:
+  // [0] of g = dL/dv, [1] of g * xhat, [2] of the gradient of x.
   double* sums = nullptr;        // (batch, 3, channels)
   void* coefficients = nullptr;  // (batch, group_norm_silu_coefficients, lane_channels), op dtype
 

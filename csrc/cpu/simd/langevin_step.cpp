@@ -1,0 +1,156 @@
+#include "cpu/simd/langevin_step.h"
+
+#include "cpu/simd/normal.h"
+#include "cpu/simd/vec.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+// Squared norms of z and of g = p x + q h. Four sums per lane keep each of them short, and are added in double.
+template <class T, class Z>
+void squared_norms(const T* x, const T* h, const Z* z, typename Acc<T>::scalar p, typename Acc<T>::scalar q,
+                   std::int64_t n, double* sums) {
+  using Vec = typename Acc<T>::vec;
+  constexpr int lanes = Acc<T>::lanes, chains = 4;
+  const Vec wp = splat(p), wq = splat(q);
+  Vec z2[chains] = {}, g2[chains] = {};
+  const auto add = [&](int chain, Vec xi, Vec hi, Vec zi) {
+    const Vec g = fma(wq, hi, wp * xi);
+    g2[chain] = fma(g, g, g2[chain]);
+    z2[chain] = fma(zi, zi, z2[chain]);
+  };
+  std::int64_t i = 0;
+  for (; i + chains * lanes <= n; i += chains * lanes)
+    for (int k = 0; k < chains; ++k) {
+      const std::int64_t at = i + k * lanes;
+      add(k, load(x + at), load(h + at), load(z + at));
+    }
+  for (int k = 0; i < n; i += lanes, ++k) {
+    const std::int64_t rest = n - i < lanes ? n - i : lanes;
+    add(k, load_n(x + i, rest), load_n(h + i, rest), load_n(z + i, rest));
+  }
+  sums[0] = sums[1] = 0;
+  for (int k = 0; k < chains; ++k) {
+    sums[0] += sum(z2[k]);
+    sums[1] += sum(g2[k]);
+  }
+}
+
+// out = x + step g + width z
+template <class T, class Z>
+void move(T* out, const T* x, const T* h, const Z* z, typename Acc<T>::scalar p, typename Acc<T>::scalar q,
+          typename Acc<T>::scalar step, typename Acc<T>::scalar width, std::int64_t n) {
+  using Vec = typename Acc<T>::vec;
+  constexpr int lanes = Acc<T>::lanes;
+  const Vec wp = splat(p), wq = splat(q), ws = splat(step), ww = splat(width);
+  const auto moved = [&](Vec xi, Vec hi, Vec zi) { return fma(ww, zi, fma(ws, fma(wq, hi, wp * xi), xi)); };
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(out + i, moved(load(x + i), load(h + i), load(z + i)));
+  if (const std::int64_t rest = n - i; rest > 0)
+    store_n(out + i, moved(load_n(x + i, rest), load_n(h + i, rest), load_n(z + i, rest)), rest);
+}
+
+// Elements [first, first + n) of a sample in logical order: where they lie, or collected in `buffer`.
+template <class T>
+const T* in_logical_order(const LangevinStepArgs& args, const T* sample, std::int64_t first, std::int64_t n,
+                          T* buffer) {
+  if (args.channels == 1) return sample + first;
+  std::int64_t channel = first / args.pixels, pixel = first % args.pixels;
+  for (std::int64_t i = 0; i < n; ++channel, pixel = 0)
+    for (; i < n && pixel < args.pixels; ++i, ++pixel) buffer[i] = sample[pixel * args.channels + channel];
+  return buffer;
+}
+
+template <class T>
+struct Sample {
+  const T *x, *h, *noise;
+  T* out;
+  typename Acc<T>::scalar p, q;
+
+  Sample(const LangevinStepArgs& args, std::int64_t b) {
+    const auto operand = [b](const LangevinStepArgs::Operand& o) {
+      return o.data == nullptr ? nullptr : static_cast<const T*>(o.data) + b * o.stride;
+    };
+    x = operand(args.x);
+    h = operand(args.h);
+    noise = operand(args.noise);
+    out = static_cast<T*>(args.out) + b * args.out_stride;
+    const auto* row = static_cast<const typename Acc<T>::scalar*>(args.coefficients) + b * args.coefficient_stride;
+    p = row[0];
+    q = row[1];
+  }
+};
+
+template <class T>
+void norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin, std::int64_t end) {
+  using Real = typename Acc<T>::scalar;
+  Real drawn[langevin_tile];
+  T x[langevin_tile], h[langevin_tile], noise[langevin_tile];
+  const std::int64_t size = args.pixels * args.channels;
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    const std::int64_t b = tile / tiles.elements_per_sample, first = tile % tiles.elements_per_sample * langevin_tile;
+    const std::int64_t n = size - first < langevin_tile ? size - first : langevin_tile;
+    const Sample<T> sample(args, b);
+    const T *tile_x = in_logical_order(args, sample.x, first, n, x), *tile_h = in_logical_order(args, sample.h, first, n, h);
+    if (sample.noise != nullptr) {
+      squared_norms(tile_x, tile_h, in_logical_order(args, sample.noise, first, n, noise), sample.p, sample.q, n,
+                    sums + 2 * tile);
+    } else {
+      PhiloxStream(args.rng[0], args.rng[1], args.samples[b]).fill_normals(first, n, drawn);
+      squared_norms(tile_x, tile_h, drawn, sample.p, sample.q, n, sums + 2 * tile);
+    }
+  }
+}
+
+template <class T>
+void update(const LangevinStepArgs& args, LangevinTiles tiles, const double* weights, std::int64_t begin,
+            std::int64_t end) {
+  using Real = typename Acc<T>::scalar;
+  Real drawn[langevin_tile], row[langevin_tile];
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    const std::int64_t b = tile / tiles.pixels_per_sample, pixel = tile % tiles.pixels_per_sample * tiles.pixels;
+    const std::int64_t pixels = args.pixels - pixel < tiles.pixels ? args.pixels - pixel : tiles.pixels;
+    const std::int64_t offset = pixel * args.channels, n = pixels * args.channels;
+    const Sample<T> sample(args, b);
+    const T *x = sample.x + offset, *h = sample.h + offset;
+    const Real step = static_cast<Real>(weights[2 * b]), width = static_cast<Real>(weights[2 * b + 1]);
+    if (sample.noise != nullptr) {
+      move(sample.out + offset, x, h, sample.noise + offset, sample.p, sample.q, step, width, n);
+      continue;
+    }
+    const PhiloxStream stream(args.rng[0], args.rng[1], args.samples[b]);
+    if (args.channels == 1) {
+      stream.fill_normals(pixel, n, drawn);
+    } else {
+      for (std::int64_t c = 0; c < args.channels; ++c) {
+        stream.fill_normals(c * args.pixels + pixel, pixels, row);
+        for (std::int64_t i = 0; i < pixels; ++i) drawn[i * args.channels + c] = row[i];
+      }
+    }
+    move(sample.out + offset, x, h, drawn, sample.p, sample.q, step, width, n);
+  }
+}
+
+}  // namespace
+
+void langevin_norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin,
+                    std::int64_t end) {
+  switch (args.dtype) {
+    case Dtype::f32: return norms<float>(args, tiles, sums, begin, end);
+    case Dtype::f64: return norms<double>(args, tiles, sums, begin, end);
+    case Dtype::bf16: return norms<bf16>(args, tiles, sums, begin, end);
+    case Dtype::f16: return norms<f16>(args, tiles, sums, begin, end);
+  }
+}
+
+void langevin_update(const LangevinStepArgs& args, LangevinTiles tiles, const double* weights, std::int64_t begin,
+                     std::int64_t end) {
+  switch (args.dtype) {
+    case Dtype::f32: return update<float>(args, tiles, weights, begin, end);
+    case Dtype::f64: return update<double>(args, tiles, weights, begin, end);
+    case Dtype::bf16: return update<bf16>(args, tiles, weights, begin, end);
+    case Dtype::f16: return update<f16>(args, tiles, weights, begin, end);
+  }
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,74 @@
+#include "cpu/simd/philox.h"
+
+#include "cpu/simd/normal.h"
+#include "cpu/simd/vec.h"
+
+namespace fastscore::FASTSCORE_ISA {
+namespace {
+
+template <class T>
+void store_all(T* out, const typename Acc<T>::scalar* from, std::int64_t n) {
+  constexpr int lanes = Acc<T>::lanes;
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(out + i, load(from + i));
+  if (i < n) store_n(out + i, load_n(from + i, n - i), n - i);
+}
+
+template <class T>
+void normal_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
+  typename Acc<T>::scalar noise[PhiloxArgs::tile];
+  for (std::int64_t t = begin; t < end; ++t) {
+    const std::int64_t row = t / args.tiles_per_row(), first = t % args.tiles_per_row() * PhiloxArgs::tile;
+    const std::int64_t n = args.size - first < PhiloxArgs::tile ? args.size - first : PhiloxArgs::tile;
+    PhiloxStream(args.rng[0], args.rng[1], args.samples[row]).fill_normals(first, n, noise);
+    store_all(static_cast<T*>(args.out) + row * args.size + first, noise, n);
+  }
+}
+
+template <class T>
+void rademacher_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
+  constexpr int run = PhiloxStream::run;               // words of one call
+  constexpr int words = PhiloxArgs::tile / 32;         // of a tile
+  std::uint32_t word[(words + run - 1) / run * run];
+  typename Acc<T>::scalar signs[PhiloxArgs::tile];
+  for (std::int64_t t = begin; t < end; ++t) {
+    const std::int64_t row = t / args.tiles_per_row(), first = t % args.tiles_per_row() * PhiloxArgs::tile;
+    const std::int64_t n = args.size - first < PhiloxArgs::tile ? args.size - first : PhiloxArgs::tile;
+    const PhiloxStream stream(args.rng[0], args.rng[1], args.samples[row]);
+    for (int i = 0; i < words; i += run) stream.store_words(static_cast<std::uint32_t>(first / 128 + i / 4), word + i);
+    for (std::int64_t i = 0; i < n; ++i) signs[i] = (word[i / 32] >> (i % 32) & 1) != 0 ? 1 : -1;
+    store_all(static_cast<T*>(args.out) + row * args.size + first, signs, n);
+  }
+}
+
+}  // namespace
+
+void philox_normal(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
+  switch (args.dtype) {
+    case Dtype::f32: return normal_tiles<float>(args, begin, end);
+    case Dtype::f64: return normal_tiles<double>(args, begin, end);
+    case Dtype::bf16: return normal_tiles<bf16>(args, begin, end);
+    case Dtype::f16: return normal_tiles<f16>(args, begin, end);
+  }
+}
+
+void philox_rademacher(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
+  switch (args.dtype) {
+    case Dtype::f32: return rademacher_tiles<float>(args, begin, end);
+    case Dtype::f64: return rademacher_tiles<double>(args, begin, end);
+    case Dtype::bf16: return rademacher_tiles<bf16>(args, begin, end);
+    case Dtype::f16: return rademacher_tiles<f16>(args, begin, end);
+  }
+}
+
+void philox_words(std::int64_t seed, std::int64_t draw, std::int64_t sample, std::int64_t first_block,
+                  std::int64_t count, std::int64_t* out) {
+  const PhiloxStream stream(seed, draw, sample);
+  std::uint32_t word[PhiloxStream::run];
+  for (std::int64_t done = 0; done < 4 * count; done += PhiloxStream::run) {
+    stream.store_words(static_cast<std::uint32_t>(first_block + done / 4), word);
+    for (std::int64_t i = 0; i < PhiloxStream::run && done + i < 4 * count; ++i) out[done + i] = word[i];
+  }
+}
+
+}  // namespace fastscore::FASTSCORE_ISA

@@ -1,0 +1,338 @@
+"""GroupNorm, embedding inputs and SiLU in one op: x is read once for the statistics and once to write the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastscore import _backend, _checks, _library
+
+_reference = import_module("fastscore.reference.group_norm_silu")
+_ops = torch.ops.fastscore
+_fwd, _bwd, _jvp = (getattr(_ops, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp"))
+assert _library  # it defines them
+
+_OP = "group_norm_silu"
+_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_DOUBLE = (torch.float64,)
+Optional = Tensor | None
+Result = tuple[Optional, ...]
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+    silu: bool = True,
+) -> Tensor:
+    """silu(GroupNorm(x + add) * (1 + scale) + shift), as the residual blocks of score networks need it.
+
+    GroupNorm is that of Wu & He 2018 (eqs. 1-7). `add` is the time embedding of DDPM (Ho et al. 2020) and NCSN++ (Song et
+    al. 2021), `scale` and `shift` are those of ADM (Dhariwal & Nichol 2021, section 3.1). The formula, line by line, is
+    in `fastscore/reference/group_norm_silu.py`.
+
+    Args:
+        x: (N, C, *spatial) of any rank from 2 up; float32, float64, bfloat16 or float16.
+        num_groups: a divisor of C.
+        weight, bias: (C,); 1 and 0 where absent.
+        add: (N, C), added to each channel before the statistics are taken.
+        scale, shift: (N, C), after weight and bias.
+        eps: added to the variance, >= 0.
+        silu: without it, the norm alone.
+
+    The parameters may be float32, bfloat16 or float16 whichever of these `x` is (as under autocast); float64 goes with
+    float64. Sums and everything between load and store are float32, or float64; the result is rounded once.
+
+    Returns:
+        Tensor of the shape and dtype of `x`; channels last (in any rank) where `x` is, else contiguous. Neither layout is
+        converted to the other; an `x` that has neither is copied. Bits do not depend on the number of threads.
+
+    Differentiable in all tensors, in reverse and forward mode, any number of times: the first derivatives are fused
+    kernels, those above are made of plain PyTorch.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+    """
+    _check(x, num_groups, weight, bias, add, scale, shift, eps, silu)
+    if _backend.reference_asked(x.device):
+        return _reference.group_norm_silu(
+            x, num_groups, weight, bias, add=add, scale=scale, shift=shift, eps=eps, silu=silu
+        )
+    tensors = (x, weight, bias, add, scale, shift)
+    if torch.compiler.is_compiling():
+        # Dynamo takes no Function that defines jvp or vmap.
+        return _GroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
+    if _needs_function(*tensors):
+        return _TransformableGroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
+    return _fwd(*tensors, num_groups, eps, silu)[0]
+
+
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Optional,
+    bias: Optional,
+    add: Optional,
+    scale: Optional,
+    shift: Optional,
+    eps: float,
+    silu: bool,
+) -> None:
+    _checks.is_state(_OP, "x", x)
+    if x.dim() < 2:
+        _checks.wrong_value(_OP, "x", "have shape (N, C, ...)", f"shape {tuple(x.shape)}")
+    if not isinstance(num_groups, int) or isinstance(num_groups, bool):
+        _checks.wrong_type(_OP, "num_groups", "be an int", type(num_groups).__name__)
+    n, c = x.shape[:2]
+    if num_groups < 1 or c % num_groups:
+        _checks.wrong_value(_OP, "num_groups", f"be at least 1 and divide the channels of x, {c}", num_groups)
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        _checks.wrong_type(_OP, "eps", "be a float", type(eps).__name__)
+    if not 0 <= eps < math.inf:
+        _checks.wrong_value(_OP, "eps", "be finite and at least 0", eps)
+    if not isinstance(silu, bool):
+        _checks.wrong_type(_OP, "silu", "be a bool", type(silu).__name__)
+    _parameter("weight", weight, x, (c,), "(C,)")
+    _parameter("bias", bias, x, (c,), "(C,)")
+    _parameter("add", add, x, (n, c), "(N, C)")
+    _parameter("scale", scale, x, (n, c), "(N, C)")
+    _parameter("shift", shift, x, (n, c), "(N, C)")
+
+
+def _parameter(name: str, value: Optional, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        _checks.wrong_type(_OP, name, "be a tensor", type(value).__name__)
+    if value.shape != shape:
+        _checks.wrong_value(_OP, name, f"have shape {meaning} = {shape}", tuple(value.shape))
+    if value.dtype not in (_DOUBLE if x.dtype is torch.float64 else _LOW):
+        accepted = "float64" if x.dtype is torch.float64 else "float32, bfloat16 or float16"
+        _checks.wrong_type(_OP, name, f"be {accepted} for {x.dtype} x", value.dtype)
+    _checks.same_device(_OP, name, value, x)
+
+
+def _needs_function(*tensors: Optional) -> bool:
+    """Whether autograd, forward-mode derivatives or a functorch transform have to know of the call."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors and
+# settings. Inside, weight and bias may be (N, C) too: so vmap folds its dimension into the batch.
+
+
+class _GroupNormSiLU(torch.autograd.Function):
+    """Reverse mode. Gives y, mean and rstd; the statistics are for the derivatives alone."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Optional,
+        bias: Optional,
+        add: Optional,
+        scale: Optional,
+        shift: Optional,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _fwd(x, weight, bias, add, scale, shift, num_groups, eps, silu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, ctx.num_groups, ctx.eps, ctx.silu = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(*tensors, mean, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Result:
+        grad_y = grads[0]
+        gradients = _bwd(grad_y, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+        return *_where_needed(gradients, ctx.needs_input_grad), None, None, None
+
+
+class _TransformableGroupNormSiLU(_GroupNormSiLU):
+    """The same with forward mode, vmap and higher derivatives."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _GroupNormSiLU.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:6], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Result:
+        grad_y = grads[0]
+        tensors = ctx.saved_tensors
+        if _needs_function(grad_y, *tensors):
+            gradients = _Vjp.apply(grad_y, *tensors, ctx.num_groups, ctx.eps, ctx.silu)
+        else:
+            gradients = _bwd(grad_y, *tensors, ctx.num_groups, ctx.silu)
+        return *_where_needed(gradients, ctx.needs_input_grad), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Optional) -> Result:
+        return _Jvp.apply(*ctx.saved_tensors, *tangents[:6], ctx.num_groups, ctx.eps, ctx.silu), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        fold = _Fold(info.batch_size, args[0], in_dims[0])
+        tensors = [fold(value, dim) for value, dim in zip(args[:6], in_dims[:6], strict=True)]
+        outputs = _TransformableGroupNormSiLU.apply(*tensors, *args[6:])
+        return tuple(fold.undo(out) for out in outputs), (0, 0, 0)
+
+
+class _Vjp(torch.autograd.Function):
+    """The gradients: (grad_y, x, parameters, mean, rstd, settings) -> grad_x, grad_weight, ..., grad_shift."""
+
+    @staticmethod
+    def forward(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, num_groups, _, silu = args
+        return _bwd(grad_y, *tensors, num_groups, silu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.settings = inputs[9:]
+        ctx.mark_non_differentiable(*(g for g, p in zip(output, inputs[1:7], strict=True) if p is None))
+        ctx.save_for_backward(*inputs[:7])
+        ctx.save_for_forward(*inputs[:7])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Result:
+        plain, present, kept = _plain_vjp(ctx.saved_tensors, *ctx.settings)
+        _, pullback = torch.func.vjp(plain, *present)
+        return *_spread(pullback(tuple(grads[k - 1] for k in kept[1:])), kept, 7), *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Optional) -> Result:
+        plain, present, kept = _plain_vjp(ctx.saved_tensors, *ctx.settings)
+        outputs = _directional(plain, present, [tangents[k] for k in kept])
+        return _spread(outputs, [k - 1 for k in kept[1:]], 6)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        fold = _Fold(info.batch_size, args[1], in_dims[1])
+        # Shared parameters get a row per sample, so that their gradients come per sample too.
+        tensors = [fold(value, dim, rows=True) for value, dim in zip(args[:9], in_dims[:9], strict=True)]
+        gradients = [fold.undo(g) if g.numel() or p is not None else g
+                     for g, p in zip(_Vjp.apply(*tensors, *args[9:]), args[1:7], strict=True)]
+        for k, dim in enumerate(in_dims[1:7]):
+            parameter = args[1 + k]
+            if k > 0 and parameter is not None and parameter.dim() - (dim is not None) == 1:
+                gradients[k] = gradients[k].sum(1)
+        return tuple(gradients), tuple(None if p is None else 0 for p in args[1:7])
+
+
+class _Jvp(torch.autograd.Function):
+    """The tangent: (x, parameters, mean, rstd, tangents of x and of the parameters, settings) -> y_t."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        *tensors, num_groups, _, silu = args
+        return _jvp(*tensors, num_groups, silu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.settings = inputs[14:]
+        ctx.save_for_backward(*inputs[:6], *inputs[8:14])
+        ctx.save_for_forward(*inputs[:6], *inputs[8:14])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Result:
+        plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
+        _, pullback = torch.func.vjp(plain, *present)
+        gradients = _spread(pullback(grads[0]), kept, 12)
+        return *gradients[:6], None, None, *gradients[6:], None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Optional) -> Tensor:
+        plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
+        given = (*tangents[:6], *tangents[8:14])
+        return _directional(plain, present, [given[k] for k in kept])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        fold = _Fold(info.batch_size, args[0], in_dims[0])
+        tensors = [fold(value, dim) for value, dim in zip(args[:14], in_dims[:14], strict=True)]
+        return fold.undo(_Jvp.apply(*tensors, *args[14:])), 0
+
+
+class _Fold:
+    """Folds the dimension that vmap maps over, of `count`, into the batch of x and of everything that has rows."""
+
+    def __init__(self, count: int, x: Tensor, dim: int | None):
+        self.count = count
+        self.batch = x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
+
+    def __call__(self, value: Optional, dim: int | None, rows: bool = False) -> Optional:
+        """(N, ...) -> (count * N, ...); (C,) -> (count * N, C), or (C,) where it is not mapped and `rows` does not ask."""
+        if value is None:
+            return None
+        if dim is None:
+            if value.dim() == 1 and not rows:
+                return value
+            value = value.expand(self.count, *value.shape)
+        else:
+            value = value.movedim(dim, 0)
+        if value.dim() == 2:
+            value = value.unsqueeze(1).expand(-1, self.batch, -1)
+        return value.flatten(0, 1)
+
+    def undo(self, value: Tensor) -> Tensor:
+        return value.unflatten(0, (self.count, self.batch))
+
+
+def _where_needed(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Result:
+    return tuple(g if need else None for g, need in zip(gradients, needed, strict=False))
+
+
+def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
+    """`values` at the places `kept`, None elsewhere."""
+    result: list[Optional] = [None] * count
+    for k, value in zip(kept, values, strict=True):
+        result[k] = value
+    return tuple(result)
+
+
+def _directional(plain: Callable[..., Any], present: list[Tensor], tangents: list[Optional]) -> Any:
+    given = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, tangents, strict=True))
+    return torch.func.jvp(plain, tuple(present), given)[1]
+
+
+def _plain_vjp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tuple[Any, list[Tensor], list[int]]:
+    """`_Vjp` in plain PyTorch, as a function of those of (grad_y, x, parameters) that are there, and their places."""
+    kept = [k for k, t in enumerate(tensors) if t is not None]
+
+    def plain(*present: Tensor) -> tuple[Tensor, ...]:
+        grad_y, *inputs = _spread(present, kept, 7)
+        _, mean, rstd = _reference.group_norm_silu_fwd(*inputs, num_groups, eps, silu)
+        gradients = _reference.group_norm_silu_bwd(grad_y, *inputs, mean, rstd, num_groups, silu)
+        return tuple(gradients[k - 1] for k in kept[1:])
+
+    return plain, [t for t in tensors if t is not None], kept
+
+
+def _plain_jvp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tuple[Any, list[Tensor], list[int]]:
+    """`_Jvp` in plain PyTorch, as a function of those of (x, parameters, tangents) that are there, and their places."""
+    kept = [k for k, t in enumerate(tensors) if t is not None]
+
+    def plain(*present: Tensor) -> Tensor:
+        every = _spread(present, kept, 12)
+        _, mean, rstd = _reference.group_norm_silu_fwd(*every[:6], num_groups, eps, silu)
+        return _reference.group_norm_silu_jvp(*every[:6], mean, rstd, *every[6:], num_groups, silu)
+
+    return plain, [t for t in tensors if t is not None], kept

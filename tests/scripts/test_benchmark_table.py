@@ -1,0 +1,78 @@
+"""scripts/benchmark_table.py turns benchmark JSON into the README's table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_table.py"
+
+
+def _entry(contender, median, **info):
+    extra = {"op": "pc_step", "case": "VE (16, 3, 32, 32) float32", "contender": contender, **info}
+    return {"stats": {"median": median}, "extra_info": extra}
+
+
+@pytest.fixture
+def data():
+    return {
+        "datetime": "2025-01-02T03:04:05",
+        "machine_info": {
+            "fastscore": {"cpu": "Acme 1", "threads": 2, "capability": "AVX2", "torch": "2.9", "load": 0.1}
+        },
+        "benchmarks": [
+            _entry("eager", 512.3e-6, traffic_in_state_sizes=32.0),
+            _entry("torch.compile", 2.5e-3, traffic_in_state_sizes=None),
+            _entry(
+                "fastscore", 80e-6, traffic_in_state_sizes=8.02, speedup_over_eager=6.44, speedup_over_compile=31.25
+            ),
+        ],
+    }
+
+
+def _run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_table_is_written_between_the_markers(tmp_path, data):
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nafter\n")
+    for _ in range(2):
+        done = _run(tmp_path / "b.json", readme)
+        assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- benchmarks:begin -->\n| per call")
+    assert text.endswith("\n<!-- benchmarks:end -->\nafter\n")
+    assert "old" not in text
+    row = "| `pc_step` VE (16, 3, 32, 32) float32 | 512 µs | 2.50 ms | 80 µs | **6.4x** | 31.2x | 32 → 8 |"
+    assert text.count(row) == 1
+    assert "Measured on Acme 1, 2 threads, AVX2, PyTorch 2.9, load by other work 0.1, on 2025-01-02" in text
+    assert _run(tmp_path / "b.json").stdout.count(row) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no markers", "expected <!-- benchmarks:begin -->"),
+        ("<!-- benchmarks:end --><!-- benchmarks:begin -->", "after it"),
+    ],
+)
+def test_missing_markers_are_refused_and_nothing_is_written(tmp_path, data, text, message):
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    done = _run(tmp_path / "b.json", readme)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert readme.read_text() == text
+
+
+def test_unusable_json_is_one_line(tmp_path, data):
+    del data["machine_info"]
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    done = _run(tmp_path / "b.json")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "machine_info" in done.stderr
