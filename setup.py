@@ -16,8 +16,10 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
@@ -166,6 +168,10 @@ def extension():
             "fastscore builds against the torch you use: install torch first, "
             "then `pip install --no-build-isolation -e .`"
         ) from error
+    # ninja may lie in an environment that was not activated.
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    if not shutil.which("ninja"):
+        raise SystemExit("fastscore is built with ninja, which was not found: pip install ninja")
     toolkit = find_cuda(torch)
     if toolkit:
         os.environ["CUDA_HOME"] = str(toolkit)  # torch's own guess stops at a wrapper script
@@ -201,4 +207,6 @@ def extension():
     return {"ext_modules": [ext], "cmdclass": {"build_ext": Build}}
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(f"fastscore needs setuptools >= 77, found {setuptools.__version__}: pip install -U setuptools wheel ninja")
 setup(packages=packages(), package_dir={"fastscore.kernels": "kernels"}, **extension())

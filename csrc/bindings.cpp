@@ -6,6 +6,7 @@
 #include <torch/version.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/langevin_step.h"
 #include "cpu/philox.h"
 #include "group_norm_silu.h"
 #include "linear_step.h"
@@ -109,6 +110,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("group_norm_silu_fwd_cpu", &group_norm_silu_fwd_cpu, release);
   m.def("group_norm_silu_bwd_cpu", &group_norm_silu_bwd_cpu, release);
   m.def("group_norm_silu_jvp_cpu", &group_norm_silu_jvp_cpu, release);
+  m.def("langevin_step_cpu", &langevin_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
+        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
+        py::arg("per_sample") = false);
   m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
         py::arg("count"));
 #ifdef FASTSCORE_WITH_CUDA

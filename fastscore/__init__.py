@@ -1,7 +1,32 @@
 """fastscore: fused kernels, samplers, likelihood and control for score-based and diffusion models."""
 
+from fastscore import models, ops, samplers
+from fastscore._backend import BackendUnavailableError, available_backends, backend
+from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
+from fastscore.samplers import EulerMaruyamaSampler, NonFiniteError, PCSampler, Sampler
 from fastscore.score import Convention
 from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
 
 __version__ = "0.1.0"
-__all__ = ["SDE", "VESDE", "VPSDE", "Convention", "SubVPSDE", "__version__"]
+__all__ = [
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "BackendUnavailableError",
+    "Convention",
+    "EulerMaruyamaSampler",
+    "Noise",
+    "NonFiniteError",
+    "PCSampler",
+    "PhiloxNoise",
+    "ReplayNoise",
+    "Sampler",
+    "SubVPSDE",
+    "TorchNoise",
+    "__version__",
+    "available_backends",
+    "backend",
+    "models",
+    "ops",
+    "samplers",
+]

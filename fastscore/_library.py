@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore.reference._strides import is_dense
+from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.philox import philox_normal as _philox_normal
 from fastscore.reference.philox import philox_rademacher as _philox_rademacher
@@ -91,6 +92,30 @@ def _linear_step_out(
 
 define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out)
 define(f"linear_step_(Tensor(a!) x, {_LINEAR_STEP}) -> ()", lambda x, *_: None, _linear_step_)
+
+# ------------------------------------------------------------------------------------------------- langevin_step
+
+_LANGEVIN_STEP = "Tensor h, Tensor coefficients, Tensor? noise, Tensor? rng, Tensor? samples, bool per_sample"
+
+
+def _langevin_step_out(
+    x: Tensor,
+    h: Tensor,
+    coefficients: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+    per_sample: bool,
+) -> Tensor:
+    return _langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample)
+
+
+def _langevin_step_(x: Tensor, *rest: Any) -> None:
+    x.copy_(_langevin_step_out(x, *rest))
+
+
+define(f"langevin_step(Tensor x, {_LANGEVIN_STEP}) -> Tensor", lambda x, *_: like(x), _langevin_step_out)
+define(f"langevin_step_(Tensor(a!) x, {_LANGEVIN_STEP}) -> ()", lambda x, *_: None, _langevin_step_)
 
 # ------------------------------------------------------------------------------------------------- philox
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastscore
 from fastscore import _backend, _library, models
@@ -82,7 +82,13 @@ def _add_sample(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = sample.add_argument
-    add("--out", required=True, type=Path, help="file to write: .png (a grid) or .npz (the array `samples`, float32)")
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="file to write: .png (a grid) or .npz (the array `samples`, float32)",
+    )
     add("--model", default="mnist32", help="name of a bundled model")
     add("--sampler", default="pc", choices=sorted(_SAMPLERS), help="pc: predictor-corrector; em: Euler-Maruyama")
     add("--steps", type=int, default=200, help="steps in time")
@@ -125,6 +131,8 @@ def _sample(args: argparse.Namespace) -> None:
     if args.sampler != "pc" and chosen:
         option = next(iter(chosen)).replace("_", "-")
         raise _UsageError(f"--{option} goes with --sampler pc only, got --sampler {args.sampler}")
+    if args.sampler == "pc":
+        chosen.setdefault("norm", "sample")
     if hasattr(args, "threads"):
         torch.set_num_threads(args.threads)
     device = _device(args.device)
@@ -152,7 +160,7 @@ def _sample(args: argparse.Namespace) -> None:
     )
 
 
-def _draw(sampler: fastscore.Sampler, model: nn.Module, num: int, batch: int, seed: int) -> Tensor:
+def _draw(sampler: fastscore.Sampler, model: models.NCSNpp, num: int, batch: int, seed: int) -> Tensor:
     """Samples 0 ... num - 1 of the seed, `batch` at a time."""
     from tqdm import tqdm
 
@@ -163,6 +171,7 @@ def _draw(sampler: fastscore.Sampler, model: nn.Module, num: int, batch: int, se
             rows = range(first, min(first + batch, num))
             noise = fastscore.PhiloxNoise(seed, samples=rows)
             x = sampler.sample((len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update())
+            assert isinstance(x, Tensor)
             parts.append(x.cpu())
     return torch.cat(parts)
 
@@ -179,19 +188,31 @@ def _device(name: str) -> torch.device:
 
 def _info(_: argparse.Namespace) -> None:
     build = _library.build_info()
-    print(f"fastscore {fastscore.__version__}")
-    print(f"python    {platform.python_version()}, {platform.system()} {platform.machine()}")
-    print(f"torch     {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
-    print(f"cpu       {torch.backends.cpu.get_cpu_capability()} as torch sees it, {torch.get_num_threads()} threads")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"fastscore  {fastscore.__version__}")
+    print(f"python     {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(f"torch      {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"processor  {_processor()}, capability {capability}")
     if build:
-        print(f"kernels   {', '.join(build['isas'])}; in use: {build['isa']}")
+        cuda = f"CUDA {build['cuda']} for {build['cuda_archs']}" if build["cuda"] else "no CUDA"
+        print(f"kernels    compiled for {', '.join(build['isas'])}; {build['isa']} in use; {cuda}")
     print("backends")
     for name in _backend.BACKENDS:
-        print(f"  {name:<10}{_backend.why_not(name) or 'there'}")
+        reason = _backend.why_not(name)
+        print(f"  {name:<9}  " + ("there" if reason is None else f"not there: {reason}"))
     print("devices")
-    for device in ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]:
-        what = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name(device)
-        print(f"  {device:<10}{what}, backend {_backend.resolve(torch.device(device))}")
+    for index in range(-1, torch.cuda.device_count()):
+        device = torch.device("cpu") if index < 0 else torch.device("cuda", index)
+        what = _processor() if index < 0 else torch.cuda.get_device_name(index)
+        print(f"  {device!s:<9}  {what}, backend {_backend.resolve(device)}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86
+        return platform.processor() or platform.machine()
 
 
 _SAMPLERS: dict[str, Callable[..., fastscore.Sampler]] = {

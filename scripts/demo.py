@@ -16,11 +16,13 @@ from torch import Tensor
 import fastscore
 from fastscore import _backend, models
 from fastscore._output import writer
-from fastscore.models import NCSNpp
 from fastscore.noise import Noise
 from fastscore.reference.samplers import pc_sampler
+from fastscore.score import Convention
+from fastscore.sde import SDE
 from fastscore.testing.traffic import traffic_per_step
 
+Shape = tuple[int, ...]
 Network = Callable[[Tensor, Tensor], Tensor]
 PC: dict[str, Any] = {"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "norm": "sample"}
 
@@ -39,20 +41,19 @@ class Timed:
         return h
 
 
-def fused(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, noise: Noise) -> Tensor:
+def fused(sde: SDE, network: Network, convention: Convention, shape: Shape, noise: Noise, steps: int) -> Tensor:
     """Our sampler: a table, and one fused kernel per row of it."""
-    sampler = fastscore.PCSampler(model.sde, network, steps=steps, convention=model.convention, **PC)
+    sampler = fastscore.PCSampler(sde, network, steps=steps, convention=convention, **PC)
     samples = sampler.sample(shape, noise=noise)
     assert isinstance(samples, Tensor)
     return samples
 
 
-def plain(model: NCSNpp, network: Network, shape: tuple[int, ...], steps: int, noise: Noise) -> Tensor:
+def plain(sde: SDE, network: Network, convention: Convention, shape: Shape, noise: Noise, steps: int) -> Tensor:
     """The algorithm as the paper prints it, one PyTorch operation per term; the network runs on the reference too."""
-    sde = model.sde
     with fastscore.backend("reference"):
         x = sde.prior_sample(shape, noise=noise)
-        return pc_sampler(sde, network, x, noise, model.convention, steps=steps, eps=sde.sampling_eps, **PC)
+        return pc_sampler(sde, network, x, noise, convention, steps=steps, eps=sde.sampling_eps, **PC)
 
 
 def main() -> None:
@@ -67,6 +68,9 @@ def main() -> None:
     write = writer(args.out)
 
     model = models.load("mnist32")
+    sde, convention = model.sde, model.convention
+    assert sde is not None, "a trained model has both"
+    assert convention is not None
     shape = (args.num, *model.shape)
     philox = fastscore.PhiloxNoise(args.seed)
     # The reference is handed the same noise ready made, and so is not charged for drawing it.
@@ -81,11 +85,10 @@ def main() -> None:
         print(f"drawing {args.num} digits in {args.steps} steps, {name} ...", flush=True)
         networks[name] = Timed(model)
         start = time.perf_counter()
-        samples[name] = run(model, networks[name], shape, args.steps, noise)
+        samples[name] = run(sde, networks[name], convention, shape, noise, args.steps)
         seconds[name] = time.perf_counter() - start
-        short = partial(run, model, lambda x, labels: still, shape, noise=noise_of_traffic)
-        # a VP chain needs more than beta_max = 20 steps
-        traffic[name] = traffic_per_step(lambda n, short=short: short(steps=n), still, steps=(32, 36))
+        short = partial(run, sde, lambda x, labels: still, convention, shape, noise_of_traffic)
+        traffic[name] = traffic_per_step(short, still, steps=(32, 36))  # a VP chain needs more than beta_max = 20
 
     settings = {"model": "mnist32", "seed": args.seed, "steps": args.steps, **PC}
     write(samples["fused"], centered=model.config.centered, settings=settings)

@@ -232,12 +232,16 @@ def test_image_grid():
 def test_info_names_every_backend_and_its_reason(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    assert f"fastscore {fastscore.__version__}" in out
+    assert f"fastscore  {fastscore.__version__}\n" in out
     assert torch.__version__ in out
     assert f"{torch.get_num_threads()} threads" in out
-    for name in ("reference", "cpu", "triton", "cuda"):
-        line = next(line for line in out.splitlines() if line.split()[:1] == [name])
-        assert (fastscore._backend.why_not(name) or "there") in line
+    backends = out.split("backends\n")[1].split("devices\n")[0].splitlines()
+    assert [line.split()[0] for line in backends] == ["reference", "cpu", "triton", "cuda"]
+    for line in backends:
+        name, said = line.split(maxsplit=1)
+        reason = fastscore._backend.why_not(name)
+        assert said == ("there" if reason is None else f"not there: {reason}")
+    assert f", backend {fastscore._backend.resolve(torch.device('cpu'))}\n" in out.split("devices\n")[1]
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["sample", "--help"]])

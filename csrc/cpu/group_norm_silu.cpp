@@ -101,7 +101,7 @@ struct Call {
       while (args.fold * args.channels < full_row && args.pixels % (2 * args.fold) == 0) args.fold *= 2;
     args.lane_channels = args.fold * args.channels;
     args.coefficients = scratch({args.batch, group_norm_silu_coefficients, args.lane_channels}, real);
-    if (args.kind != GroupNormSiluKind::forward)
+    if (args.kind != GroupNormSiluKind::forward || layout == Layout::channels_last)
       args.sums = static_cast<double*>(scratch({args.batch, 3, args.channels}, at::kDouble));
     layout == Layout::channels_last ? run_channels_last() : run_contiguous();
     launches.cpu();

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.nn.attention import AttentionBlock
-from fastscore.nn.layers import conv, dense
+from fastscore.nn.layers import conv, dense, norm
 from fastscore.nn.resample import Downsample, Resample, Upsample
-from fastscore.nn.residual_block import ResidualBlock, norm_act
+from fastscore.nn.residual_block import ResidualBlock
 from fastscore.nn.time_embedding import GaussianFourierProjection, positional_embedding
 from fastscore.score import Convention
 from fastscore.sde import SDE
@@ -192,7 +192,7 @@ class NCSNpp(nn.Module):
             return AttentionBlock(channels, skip_scale=self._skip_scale, init_scale=c.init_scale)
 
         def to_image(channels: int, out_channels: int, scale: float) -> list[nn.Module]:
-            return [norm_act(channels), conv(channels, out_channels, scale=scale)]
+            return [norm(channels, silu=True), conv(channels, out_channels, scale=scale)]
 
         if c.embedding_type == "fourier":
             made += [GaussianFourierProjection(c.nf, c.fourier_scale)]
@@ -317,8 +317,8 @@ class NCSNpp(nn.Module):
 
     @staticmethod
     def _to_image(layers: Iterator[nn.Module], h: Tensor) -> Tensor:
-        norm = next(layers)
-        image: Tensor = next(layers)(norm(h))
+        h = next(layers)(h)
+        image: Tensor = next(layers)(h)
         return image
 
     def _check(self, x: Tensor, labels: Tensor) -> None:

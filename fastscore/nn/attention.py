@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastscore.nn.layers import NIN
+from fastscore.nn.layers import NIN, norm
 
 
 class AttentionBlock(nn.Module):
@@ -13,7 +13,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, *, skip_scale: float = 1.0, init_scale: float = 0.0):
         super().__init__()
-        self.GroupNorm_0 = nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+        self.GroupNorm_0 = norm(channels, silu=False)
         self.NIN_0 = NIN(channels, channels)
         self.NIN_1 = NIN(channels, channels)
         self.NIN_2 = NIN(channels, channels)

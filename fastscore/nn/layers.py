@@ -1,4 +1,4 @@
-"""Convolutions and dense layers with the initialization of DDPM (Ho et al. 2020, arXiv 2006.11239)."""
+"""Convolutions, dense layers and norms as DDPM has them (Ho et al. 2020, arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from fastscore.nn.group_norm_silu import GroupNormSiLU
 
 
 def variance_scaling_(weight: Tensor, scale: float, fan_in: int, fan_out: int) -> Tensor:
@@ -38,6 +40,20 @@ def dense(in_features: int, out_features: int) -> nn.Linear:
     variance_scaling_(layer.weight, 1.0, in_features, out_features)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def norm(channels: int, *, silu: bool) -> GroupNormSiLU:
+    """GroupNorm with four channels in a group, at most 32 groups; then SiLU or not.
+
+    Raises ValueError if the groups do not divide the channels.
+    """
+    groups = min(channels // 4, 32)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"nf and ch_mult make a layer of {channels} channels, which cannot be normalized in {groups} groups: "
+            "choose multiples of 4, and of 32 above 128 (two layers are joined on the way up)"
+        )
+    return GroupNormSiLU(groups, channels, eps=1e-6, silu=silu)
 
 
 class NIN(nn.Module):

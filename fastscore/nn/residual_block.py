@@ -6,13 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from fastscore.nn._plain_group_norm_silu import GroupNormSiLU
-from fastscore.nn.layers import NIN, conv, dense
-
-
-def norm_act(channels: int) -> GroupNormSiLU:
-    """SiLU(GroupNorm(x)) with the groups and the epsilon of the published networks."""
-    return GroupNormSiLU(min(channels // 4, 32), channels, eps=1e-6)
+from fastscore.nn.layers import NIN, conv, dense, norm
 
 
 class ResidualBlock(nn.Module):
@@ -38,11 +32,11 @@ class ResidualBlock(nn.Module):
         init_scale: float = 0.0,
     ):
         super().__init__()
-        self.GroupNorm_0 = norm_act(in_channels)
+        self.GroupNorm_0 = norm(in_channels, silu=True)
         self.Conv_0 = conv(in_channels, out_channels)
         if embedding is not None:
             self.Dense_0 = dense(embedding, out_channels)
-        self.GroupNorm_1 = norm_act(out_channels)
+        self.GroupNorm_1 = norm(out_channels, silu=True)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = conv(out_channels, out_channels, scale=init_scale)
         self.resample: Callable[[Tensor], Tensor] | None = resample

@@ -309,7 +309,8 @@ def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
 
 
 def _directional(plain: Callable[..., Any], present: list[Tensor], tangents: list[Optional]) -> Any:
-    given = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, tangents, strict=True))
+    # A dual number takes no expanded tangent.
+    given = tuple(torch.zeros_like(p) if t is None else t.contiguous() for p, t in zip(present, tangents, strict=True))
     return torch.func.jvp(plain, tuple(present), given)[1]
 
 

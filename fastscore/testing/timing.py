@@ -70,7 +70,7 @@ class Result:
         return count.moved * self.case.state.numel() * self.case.state.element_size() / self.median(name)
 
 
-def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 15, slice_seconds: float = 5e-4) -> Result:
+def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 5, slice_seconds: float = 5e-4) -> Result:
     """Check the contenders, then time them in turns.
 
     Args:

@@ -10,6 +10,8 @@ from torch import Tensor
 from fastscore.score import Convention, convention_of
 from fastscore.sde import SDE
 
+WEIGHTINGS = ("noise", "likelihood", "prediction")
+
 
 def denoising_loss(
     network: Callable[[Tensor, Tensor], Tensor],
@@ -19,23 +21,27 @@ def denoising_loss(
     noise: Tensor,
     *,
     convention: Convention | None = None,
-    likelihood_weighting: bool = False,
+    weighting: str = "noise",
     reduce_mean: bool = True,
 ) -> Tensor:
     """The loss of every sample, float32 (B,) (float64 for float64 data): its mean over the batch is the objective.
 
-    The squared error of the noise estimate, |eps_hat - eps|^2, which is sigma(t)^2 |score + eps / sigma(t)|^2.
+    A weighted squared error of the noise estimate, w(t) |eps_hat - eps|^2, in the paper's terms
+    w(t) sigma(t)^2 |score + eps / sigma(t)|^2.
 
     x0, noise: (B, ...) clean data and standard normal noise. t: (B,) times in (0, T].
     convention: what the network predicts; its own by default (`fastscore.score.convention_of`).
-    likelihood_weighting: weigh by g(t)^2 / sigma(t)^2, so that the objective bounds the likelihood
-        (Song et al. 2021, arXiv 2101.09258, theorem 1).
+    weighting: "noise": w = 1; "likelihood": w = g(t)^2 / sigma(t)^2, so that the objective bounds the likelihood
+        (Song et al. 2021, arXiv 2101.09258, theorem 1); "prediction": the squared error of what the network itself
+        predicts (of v: Salimans and Ho 2022, arXiv 2202.00512, section 4; of EDM's F: Karras et al. 2022, eq. 8).
     reduce_mean: mean over the elements of a sample; False: half their sum.
     """
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t must have shape ({x0.shape[0]},), one time for every sample, got {tuple(t.shape)}")
     if noise.shape != x0.shape:
         raise ValueError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     convention = convention_of(network, sde) if convention is None else convention
 
     def column(values: Tensor) -> Tensor:
@@ -49,8 +55,10 @@ def denoising_loss(
     p, q = convention.coefficients(sde, t, "noise")
     error = (column(p) * x + column(q) * output - noise).square().flatten(1)
     loss = error.mean(1) if reduce_mean else 0.5 * error.sum(1)
-    if likelihood_weighting:
+    if weighting == "likelihood":
         loss = loss * column(sde.diffusion(t).square() / sigma.square()).flatten()
+    elif weighting == "prediction":
+        loss = loss / column(q.square()).flatten()
     return loss
 
 

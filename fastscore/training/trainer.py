@@ -106,7 +106,7 @@ class Trainer:
                     t,
                     noise,
                     convention=c.convention,
-                    likelihood_weighting=c.likelihood_weighting,
+                    weighting=c.weighting,
                     reduce_mean=c.reduce_mean,
                 ).mean()
         self.optimizer.zero_grad()

@@ -13,7 +13,14 @@ from fastscore.models import create, load_bundle, save_bundle
 from fastscore.score import Convention
 from fastscore.sde import VPSDE
 
-OPTIONS = {"image_size": 8, "num_channels": 1, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
+OPTIONS = {
+    "image_size": 8,
+    "num_channels": 1,
+    "nf": 8,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (4,),
+}
 CARD = {
     "network": OPTIONS,
     "sde": "VPSDE",
@@ -61,7 +68,7 @@ def test_everybody_may_read_the_file(bundle):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no weights file .*none.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"there is no weights file .*none.safetensors"):
         load_bundle(tmp_path / "none.safetensors")
 
 
@@ -69,14 +76,14 @@ def test_missing_file(tmp_path):
 def test_truncated_file(bundle, size):
     path, _ = bundle
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="net.safetensors is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"net.safetensors is damaged or no safetensors file"):
         load_bundle(path)
 
 
 def test_file_without_a_card(bundle):
     path, _ = bundle
     save_file(load_file(path), path)
-    with pytest.raises(ValueError, match="net.safetensors has no card in its metadata"):
+    with pytest.raises(ValueError, match=r"net.safetensors has no card in its metadata"):
         load_bundle(path)
 
 
@@ -120,6 +127,5 @@ def test_unknown_name():
 
 
 def test_importing_the_models_does_not_import_safetensors():
-    code = "import sys, fastscore.models; assert 'safetensors' not in sys.modules and 'numpy' not in sys.modules.keys() - seen"
-    code = f"import sys, torch; seen = set(sys.modules); {code}"
+    code = "import sys, fastscore.models; assert 'safetensors' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

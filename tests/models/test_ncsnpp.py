@@ -166,7 +166,7 @@ def test_forward_mode_agrees_with_finite_differences_and_with_reverse_mode():
     h = 1e-5
     finite = (f(x + h * v) - f(x - h * v)) / (2 * h)
     # central differences err by h^2 times a third derivative, and by 1e-16 / h
-    torch.testing.assert_close(jvp, finite, rtol=1e-6, atol=1e-7 * float(finite.abs().max()))
+    torch.testing.assert_close(jvp, finite, rtol=1e-6, atol=1e-7 * finite.detach().abs().max().item())
 
     _, pullback = torch.func.vjp(f, x)
     (vjp,) = pullback(w)
@@ -219,7 +219,20 @@ def test_traces_to_one_graph():
     network = small()
     x, labels = small_input()
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(network, fullgraph=True, backend="eager")(x, labels), network(x, labels))
+        torch.testing.assert_close(
+            torch.compile(network, fullgraph=True, backend="eager")(x, labels), network(x, labels)
+        )
+
+
+def test_every_normalization_runs_in_the_fused_kernel():
+    native = pytest.importorskip("fastscore._C", reason="the native extension is not built")
+    network = small()
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+    native.reset_launches()
+    with torch.no_grad():
+        network(*small_input())
+    launches = {name.split(".")[0]: count for name, count in native.launches().items()}
+    assert launches == {"group_norm_silu_fwd": norms}
 
 
 def test_samples_do_not_see_their_batchmates():
@@ -302,6 +315,8 @@ def test_wrong_shapes_are_refused(shape, labels, message):
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"fir_kernel": (1,)}, "fir_kernel must have at least 2 taps"),
         ({"sigma_min": 60.0}, "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got 60.0 and 50.0"),
+        ({"nf": 9}, "nf and ch_mult make a layer of 9 channels, which cannot be normalized in 2 groups"),
+        ({"nf": 24, "ch_mult": (1, 5)}, "nf and ch_mult make a layer of 240 channels, .* in 32 groups"),
         ({"channels": 3}, "unknown option channels; NCSNppConfig has image_size, num_channels"),
     ],
 )

@@ -31,9 +31,7 @@ def test_positional_embedding_takes_integers_and_odd_widths():
 def test_fourier_projection():
     layer = GaussianFourierProjection(5, scale=16.0)
     v = torch.tensor([-4.6, 3.9])
-    expected = [
-        [f(2 * math.pi * w * x) for f in (math.sin, math.cos) for w in layer.W.tolist()] for x in v.tolist()
-    ]
+    expected = [[f(2 * math.pi * w * x) for f in (math.sin, math.cos) for w in layer.W.tolist()] for x in v.tolist()]
     torch.testing.assert_close(layer(v).double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=6.0e-8)
     assert not layer.W.requires_grad
 

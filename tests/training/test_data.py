@@ -29,9 +29,11 @@ def test_cache_is_read(tmp_path):
 
 def test_foreign_cache_is_refused(tmp_path):
     np.savez(tmp_path / "mnist.npz", images=np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="mnist.npz holds no MNIST images"):
+    with pytest.raises(ValueError, match=r"mnist.npz holds no MNIST images"):
         load_mnist(tmp_path / "mnist.npz")
 
 
 def test_signed_unit():
-    torch.testing.assert_close(to_signed_unit(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([-1, -0.6, 1]))
+    torch.testing.assert_close(
+        to_signed_unit(torch.tensor([0, 51, 255], dtype=torch.uint8)), torch.tensor([-1, -0.6, 1])
+    )

@@ -37,7 +37,7 @@ def test_golden(case):
         tensors["batch"],
         tensors["t"],
         tensors["z"],
-        likelihood_weighting=case.args["likelihood_weighting"],
+        weighting="likelihood" if case.args["likelihood_weighting"] else "noise",
         reduce_mean=case.args["reduce_mean"],
     ).mean()
     loss.backward()
@@ -81,9 +81,32 @@ def test_loss_is_one_figure_per_sample():
     torch.testing.assert_close(denoising_loss(silent, sde, x0, t, noise), torch.tensor([1.0, 9.0]))
     summed = denoising_loss(silent, sde, x0, t, noise, reduce_mean=False)
     torch.testing.assert_close(summed, torch.tensor([2.0, 18.0]))
-    weighted = denoising_loss(silent, sde, x0, t, noise, likelihood_weighting=True)
+    weighted = denoising_loss(silent, sde, x0, t, noise, weighting="likelihood")
     weight = sde.diffusion(t).square() / sde.sigma(t).square()
     torch.testing.assert_close(weighted, (torch.tensor([1.0, 9.0]) * weight).float())
+
+
+@pytest.mark.parametrize("prediction", ["score", "noise", "denoised", "v", "edm"])
+def test_prediction_weighting_is_the_error_of_the_output(prediction):
+    """A network off by 0.5 everywhere in what it predicts has that loss at all times."""
+    sde, convention = VPSDE(), Convention(prediction, "time")
+    t = torch.tensor([0.01, 0.3, 0.999], dtype=torch.float64)
+    alpha, sigma = (value.reshape(-1, 1, 1, 1) for value in sde.marginal(t))
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(3, 2, 3, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    p, q = (value.reshape(-1, 1, 1, 1) for value in convention.coefficients(sde, t, "noise"))
+
+    def network(x, labels):
+        return (noise - p * (alpha * x0 + sigma * noise)) / q + 0.5
+
+    loss = denoising_loss(network, sde, x0, t, noise, convention=convention, weighting="prediction")
+    torch.testing.assert_close(loss, torch.full((3,), 0.25, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_unknown_weighting_is_refused():
+    x0 = torch.zeros(2, 1, 2, 2)
+    with pytest.raises(ValueError, match="weighting must be one of noise, likelihood, prediction, got 'snr'"):
+        denoising_loss(lambda x, t: x, VPSDE(), x0, torch.ones(2), x0, weighting="snr")
 
 
 def test_wrong_shapes_are_refused():

@@ -46,6 +46,7 @@ template <class T, class F>
 FASTSCORE_INLINE void each_vector(std::int64_t n, F&& f) {
   constexpr int lanes = Acc<T>::lanes;
   std::int64_t i = 0;
+#pragma GCC unroll 2
   for (; i + lanes <= n; i += lanes) f(i, Whole{});
   if (i < n) f(i, First{n - i});
 }
@@ -61,7 +62,7 @@ using Kind = GroupNormSiluKind;
 enum Row { center, slope, offset, toward_x, rest, along };
 
 constexpr int64_t chunk = 8192;              // elements summed in one go: they fit the first-level cache
-constexpr int64_t prefetch_limit = 1 << 18;  // bytes of a group that the cache keeps until its turn comes
+constexpr int64_t prefetch_limit = 1 << 19;  // bytes that the second-level cache keeps until their turn comes
 
 FASTSCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -414,9 +415,8 @@ void contiguous_group(View<T> view, int64_t g) {
     }
     args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
   }
-  const bool ranged = in_range<T>(view, first, last);
   for (int64_t c = first; c < last; ++c)
-    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), ranged, ahead);
+    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), in_range<T>(view, c, c + 1), ahead);
 }
 
 template <class T, bool with_silu>
@@ -499,33 +499,51 @@ void channels_last_prepare(const Args& args, int64_t begin, int64_t end) {
   }
 }
 
-// Merges the blocks of a sample in their order, and makes the coefficients.
+// Adds the blocks of a sample up in their order: to[c] += term(block, c, i) with element i of a row in channel c.
+template <class T, class Term>
+FASTSCORE_INLINE void sum_blocks(View<T> view, double* to, Term term) {
+  const int64_t channels = view.args.channels;
+  for (int64_t c = 0; c < channels; ++c) to[c] = 0;
+  for (int64_t b = 0; b < view.args.blocks; ++b) {
+    const Block<T> block(view, b);
+    for (int64_t i = 0; i < view.width(); i += channels)
+      for (int64_t c = 0; c < channels; ++c) to[c] += term(block, c, i + c);
+  }
+}
+
 template <class T>
 void channels_last_finish(const Args& args, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const View<T> view{args, n};
     const int64_t d = view.group_channels(), width = view.width();
-    for (int64_t g = 0; g < args.groups; ++g) {
-      Statistics group;
-      for (int64_t c = g * d; c < (g + 1) * d; ++c) {
-        const double add = view.number(args.value.add, c, 0);
-        double total[3] = {};
-        for (int64_t b = 0; b < args.blocks; ++b) {
-          const Block<T> block(view, b);
-          for (int64_t i = c; i < width; i += args.channels) {
-            const auto* p = block.partial + i;
-            if (args.kind == Kind::forward)
-              group.merge_moments(static_cast<double>(block.rows), p[0] + add, p[width], p[2 * width]);
-            else
-              for (int k = 0; k < 3; ++k) total[k] += p[k * width];
-          }
-        }
-        if (args.kind != Kind::forward)
-          for (int k = 0; k < 3; ++k) view.sum(k)[c] = total[k];
+    if (args.kind == Kind::forward) {
+      // Sums about the centers of the blocks, moved to the mean of the group: nothing cancels.
+      double *total = view.sum(0), *squares = view.sum(1), *mean = view.sum(2);
+      sum_blocks<T>(view, total, [&](const Block<T>& block, int64_t, int64_t i) {
+        return static_cast<double>(block.rows) * block.partial[i] + block.partial[width + i];
+      });
+      const double pixels = static_cast<double>(args.pixels);
+      for (int64_t g = 0; g < args.groups; ++g) {
+        double sum = 0;
+        for (int64_t c = g * d; c < (g + 1) * d; ++c) sum += total[c] + pixels * view.number(args.value.add, c, 0);
+        for (int64_t c = g * d; c < (g + 1) * d; ++c)
+          mean[c] = sum / (pixels * static_cast<double>(d)) - view.number(args.value.add, c, 0);
       }
-      if (args.kind == Kind::forward)
-        normalize<T>(view, g, group.mean, group.squares);
-      else
+      sum_blocks<T>(view, squares, [&](const Block<T>& block, int64_t c, int64_t i) {
+        const double off = block.partial[i] - mean[c];
+        return block.partial[2 * width + i] + off * (2 * block.partial[width + i] + static_cast<double>(block.rows) * off);
+      });
+      for (int64_t g = 0; g < args.groups; ++g) {
+        double sum = 0;
+        for (int64_t c = g * d; c < (g + 1) * d; ++c) sum += squares[c];
+        normalize<T>(view, g, mean[g * d] + view.number(args.value.add, g * d, 0), sum);
+      }
+    } else {
+      for (int k = 0; k < 3; ++k)
+        sum_blocks<T>(view, view.sum(k), [&](const Block<T>& block, int64_t, int64_t i) {
+          return static_cast<double>(block.partial[k * width + i]);
+        });
+      for (int64_t g = 0; g < args.groups; ++g)
         args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
     }
     for (int row = center; row < group_norm_silu_coefficients; ++row)
@@ -541,8 +559,11 @@ void channels_last_write(const Args& args, int64_t begin, int64_t end) {
     const Block<T> block(view, t % args.blocks);
     const bool ranged = in_range<T>(view, 0, args.channels);
     const ManyChannels<T> coefficients(view);
+    const int64_t sample = args.channels * args.pixels;
+    const bool fits = sample * static_cast<int64_t>(sizeof(T)) <= prefetch_limit && view.n + 1 < args.batch;
+    const int64_t ahead = fits ? sample : 0;
     for (int64_t r = 0; r < block.rows; ++r)
-      write_row<T, with_silu>(view, block.at + r * view.width(), view.width(), coefficients, ranged, 0);
+      write_row<T, with_silu>(view, block.at + r * view.width(), view.width(), coefficients, ranged, ahead);
   }
 }
 

@@ -20,6 +20,7 @@ FASTSCORE_HD PhiloxBlock philox(std::int64_t seed, std::uint32_t draw, std::int6
   auto key1 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed) >> 32);
   std::uint32_t c0 = block, c1 = draw, c2 = static_cast<std::uint32_t>(sample),
                 c3 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(sample) >> 32);
+  FASTSCORE_UNROLL
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * c0;
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * c2;
@@ -39,25 +40,30 @@ FASTSCORE_HD float uniform(std::uint32_t r) { return static_cast<float>(r) * 0x1
 FASTSCORE_HD void radius(std::uint32_t r, float& result) { result = sqrtf(-2.0f * logf(uniform(r))); }
 FASTSCORE_HD void radius(std::uint32_t r, double& result) { result = sqrt(-2.0 * log(double{uniform(r)})); }
 
-// cos and sin of x in [-pi/4, pi/4] (minimax polynomials).
-FASTSCORE_HD void cos_sin(float x, float& c, float& s) {
+// Cosine and sine of 2 pi d / 2^32 for |d| <= 2^29: at most an eighth of a turn (minimax polynomials in float).
+FASTSCORE_HD void cosine_sine(std::int32_t d, float& cosine, float& sine) {
+  const float x = static_cast<float>(d) * static_cast<float>(6.283185307179586476925 * 0x1p-32);
   const float z = x * x;
-  c = fmaf(z * z, fmaf(z, fmaf(z, 2.443315711809948e-5f, -1.388731625493765e-3f), 4.166664568298827e-2f),
-           fmaf(z, -0.5f, 1.0f));
-  s = fmaf(x * z, fmaf(z, fmaf(z, -1.9515295891e-4f, 8.3321608736e-3f), -1.6666654611e-1f), x);
+  cosine = fmaf(z * z, fmaf(z, fmaf(z, 2.443315711809948e-5f, -1.388731625493765e-3f), 4.166664568298827e-2f),
+                fmaf(z, -0.5f, 1.0f));
+  sine = fmaf(x * z, fmaf(z, fmaf(z, -1.9515295891e-4f, 8.3321608736e-3f), -1.6666654611e-1f), x);
 }
-FASTSCORE_HD void cos_sin(double x, double& c, double& s) {
-  c = cos(x);
-  s = sin(x);
+FASTSCORE_HD void cosine_sine(std::int32_t d, double& cosine, double& sine) {
+#if defined(__CUDA_ARCH__)
+  sincospi(d * 0x1p-31, &sine, &cosine);
+#else
+  const double x = d * (6.283185307179586476925 * 0x1p-32);
+  cosine = cos(x);
+  sine = sin(x);
+#endif
 }
 
-// cos and sin of 2 pi r / 2^32: the nearest quarter turn k and an exact remainder d, |d| <= 2^29.
+// Cosine and sine of 2 pi r / 2^32: the nearest quarter turn k and an exact remainder d.
 template <class Real>
 FASTSCORE_HD void turn(std::uint32_t r, Real& cosine, Real& sine) {
   const std::uint32_t k = (r + 0x20000000u) >> 30;
-  const auto d = static_cast<std::int32_t>(r - (k << 30));
   Real c, s;
-  cos_sin(static_cast<Real>(d) * static_cast<Real>(6.283185307179586476925 * 0x1p-32), c, s);
+  cosine_sine(static_cast<std::int32_t>(r - (k << 30)), c, s);
   cosine = (k & 1) ? s : c;
   sine = (k & 1) ? c : s;
   if (((k + 1) & 2) != 0) cosine = -cosine;
@@ -67,6 +73,7 @@ FASTSCORE_HD void turn(std::uint32_t r, Real& cosine, Real& sine) {
 // The four standard normals of a block: elements 4 * block .. 4 * block + 3 of a sample.
 template <class Real>
 FASTSCORE_HD void normal4(const PhiloxBlock& block, Real (&z)[4]) {
+  FASTSCORE_UNROLL
   for (int pair = 0; pair < 2; ++pair) {
     Real length, c, s;
     radius(block.word[2 * pair], length);

@@ -1,0 +1,120 @@
+"""Choosing a backend: by default, by name, by environment; and what is said where one is not there."""
+
+import subprocess
+import sys
+from os import environ
+
+import pytest
+import torch
+
+from fastscore import _backend, _library
+from fastscore._backend import BackendUnavailableError, available_backends, backend, resolve, why_not
+from fastscore.ops import linear_step
+
+CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
+
+
+def test_reference_is_always_there() -> None:
+    assert why_not("reference") is None
+    assert available_backends()[0] == "reference"
+    assert set(available_backends()) <= set(_backend.BACKENDS)
+
+
+@native
+def test_auto_takes_the_kernel_of_the_device() -> None:
+    assert resolve(CPU) == "cpu"
+    assert resolve(META) == "reference"
+    assert resolve(CUDA) == ("cuda" if why_not("cuda") is None else "reference")
+
+
+@native
+def test_choosing_runs_that_backend() -> None:
+    x, row = torch.randn(3, 5), torch.ones(2)
+
+    def launched() -> int:
+        _library.NATIVE.reset_launches()
+        linear_step(x, [], row)
+        return sum(_library.NATIVE.launches().values())
+
+    assert launched() == 1
+    with backend("reference"):
+        assert resolve(CPU) == resolve(META) == "reference"
+        assert launched() == 0
+        with backend("cpu"):
+            assert launched() == 1
+            with backend("auto"):
+                assert launched() == 1
+        assert launched() == 0
+    assert launched() == 1
+
+
+def test_the_choice_ends_with_an_exception() -> None:
+    with pytest.raises(KeyError), backend("reference"):
+        raise KeyError
+    assert _backend.forced is None
+
+
+@native
+def test_a_backend_refuses_other_devices() -> None:
+    message = "backend 'cpu' takes cpu tensors, got one on meta; choose another backend, or 'auto', or move the tensor"
+    with backend("cpu"):
+        with pytest.raises(ValueError, match=message):
+            linear_step(torch.zeros(2, device="meta"), [], torch.zeros(2, device="meta"))
+        with pytest.raises(ValueError, match="got one on cuda"):
+            resolve(CUDA)
+
+
+def test_triton_is_not_there_yet() -> None:
+    with (
+        pytest.raises(BackendUnavailableError, match="'triton' is not available: .* has no Triton kernels yet"),
+        backend("triton"),
+    ):
+        pass
+    assert issubclass(BackendUnavailableError, RuntimeError)
+
+
+def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "NATIVE", object())
+    monkeypatch.setattr(_library, "build_info", lambda: {"cuda": None})
+    assert "built without CUDA kernels; rebuild it with FASTSCORE_BUILD_CUDA=1" in str(why_not("cuda"))
+    monkeypatch.setattr(_library, "build_info", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no CUDA device (the kernels are built in)" in str(why_not("cuda"))
+    with pytest.raises(BackendUnavailableError, match="torch sees no CUDA device"), backend("cuda"):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert why_not("cuda") is None
+    assert resolve(CUDA) == "cuda"
+    monkeypatch.setattr(_library, "NATIVE", None)
+    monkeypatch.setattr(_library, "WHY_NOT_NATIVE", "it is gone")
+    assert str(why_not("cuda")).startswith("it is gone; build it with `pip install")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, triton, cuda, got 'gpu'"), backend("gpu"):
+        pass
+    with pytest.raises(ValueError, match="backend must be one of reference, cpu, triton, cuda, got 'gpu'"):
+        why_not("gpu")
+
+
+@pytest.mark.parametrize(
+    ("value", "printed", "error"),
+    [
+        ("reference", "reference", ""),
+        ("tpu", "", "ValueError: FASTSCORE_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'tpu'"),
+    ],
+)
+def test_environment(value: str, printed: str, error: str) -> None:
+    code = "from fastscore import _backend; print(_backend.forced)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ | {"FASTSCORE_BACKEND": value}, capture_output=True, text=True)
+    assert done.stdout.strip() == printed
+    assert error in done.stderr
+    assert (done.returncode == 0) == (not error)
+
+
+def test_environment_says_where_the_name_came_from() -> None:
+    assert _backend._choose("auto", "FASTSCORE_BACKEND") is None
+    with pytest.raises(BackendUnavailableError, match="^FASTSCORE_BACKEND: 'triton' is not available"):
+        _backend._choose("triton", "FASTSCORE_BACKEND")
