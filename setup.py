@@ -209,4 +209,9 @@ def extension():
 
 if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(f"fastscore needs setuptools >= 77, found {setuptools.__version__}: pip install -U setuptools wheel ninja")
-setup(packages=packages(), package_dir={"fastscore.kernels": "kernels"}, **extension())
+setup(
+    packages=packages(),
+    package_dir={"fastscore.kernels": "kernels"},
+    include_package_data=False,  # else MANIFEST.in, which is for source archives, puts the alias over the package
+    **extension(),
+)

@@ -84,21 +84,20 @@ py::dict launches() {
 #ifdef FASTSCORE_WITH_CUDA
 TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
   using namespace fastscore;
-  m.impl("linear_step",
-         [](const at::Tensor& x, at::TensorList history, const at::Tensor& coefficients, const OptionalTensor& noise,
-            const OptionalTensor& rng, const OptionalTensor& samples) {
-           return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
-         });
-  m.impl("linear_step_",
-         [](at::Tensor x, at::TensorList history, const at::Tensor& coefficients, const OptionalTensor& noise,
-            const OptionalTensor& rng, const OptionalTensor& samples) {
-           linear_step_(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
-         });
+  m.impl("linear_step", [](const at::Tensor& x, at::TensorList history, const at::Tensor& coefficients,
+                           const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
+    return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
+  });
+  m.impl("linear_step_", [](at::Tensor x, at::TensorList history, const at::Tensor& coefficients,
+                            const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
+    linear_step_(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
+  });
 }
 #endif
 
 PYBIND11_MODULE(_C, m) {
   using namespace fastscore;
+  selected_isa();  // reads the environment now, not at the first call
   m.doc() = "Native kernels of fastscore: build information, launch counters, raw launchers.";
   m.def("build_info", &build_info, "What was compiled, and the instruction set chosen for this CPU.");
   m.def("launches", &launches, "How often each kernel has run, by op and instruction set or 'cuda'.");

@@ -5,8 +5,8 @@
 namespace fastscore {
 
 void check_like(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes(), op, ": ", argument, " must have the shape of x, ", x.sizes(),
-                    ", got ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes(), op, ": ", argument, " must have the shape of x, ", x.sizes(), ", got ",
+                    tensor.sizes());
   TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have the dtype of x, ",
                    x.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device() == x.device(), op, ": ", argument, " must be on ", x.device(), ", got ",
@@ -36,8 +36,8 @@ void check_noise(const char* op, const at::Tensor& x, const std::optional<at::Te
   TORCH_CHECK_VALUE(rng->dim() == 1 && rng->size(0) == 2, op, ": rng must have shape (2,), got ", rng->sizes());
   TORCH_CHECK_VALUE(samples->dim() == 1 && samples->size(0) == x.size(0), op, ": samples must have shape (", x.size(0),
                     ",), got ", samples->sizes());
-  TORCH_CHECK_VALUE(rng->device() == x.device() && samples->device() == x.device(), op,
-                    ": rng and samples must be on ", x.device(), ", got ", rng->device(), " and ", samples->device());
+  TORCH_CHECK_VALUE(rng->device() == x.device() && samples->device() == x.device(), op, ": rng and samples must be on ",
+                    x.device(), ", got ", rng->device(), " and ", samples->device());
 }
 
 }  // namespace fastscore

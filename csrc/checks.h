@@ -1,5 +1,5 @@
-// What would crash a kernel, checked behind the public functions too: the raw ops of torch.ops.fastscore can be called by
-// anybody. fastscore/_checks.py says the same with more words.
+// What would crash a kernel, checked behind the public functions too: the raw ops of torch.ops.fastscore can be called
+// by anybody. fastscore/_checks.py says the same with more words.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,7 +1,5 @@
 #include "tensors.h"
 
-#include <ATen/ops/empty_strided.h>
-
 namespace fastscore {
 
 c10::SmallVector<std::int64_t, 6> dense_strides(at::IntArrayRef sizes, Layout layout) {
@@ -38,17 +36,21 @@ bool has_layout(const at::Tensor& tensor, Layout layout) {
 
 at::Tensor to_layout(const at::Tensor& tensor, Layout layout) {
   if (has_layout(tensor, layout)) return tensor;
-  at::Tensor copy = at::empty_strided(tensor.sizes(), dense_strides(tensor.sizes(), layout), tensor.options());
+  at::Tensor copy = tensor.new_empty_strided(tensor.sizes(), dense_strides(tensor.sizes(), layout));
   copy.copy_(tensor);
   return copy;
 }
 
 Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument) {
   switch (tensor.scalar_type()) {
-    case at::kFloat: return Dtype::f32;
-    case at::kDouble: return Dtype::f64;
-    case at::kBFloat16: return Dtype::bf16;
-    case at::kHalf: return Dtype::f16;
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kDouble:
+      return Dtype::f64;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    case at::kHalf:
+      return Dtype::f16;
     default:
       TORCH_CHECK_TYPE(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16, got ",
                        tensor.scalar_type());

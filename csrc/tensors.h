@@ -11,7 +11,8 @@
 
 namespace fastscore {
 
-// How the elements of one sample, tensor[b], lie in memory. `other` is everything that is not dense in one of two orders.
+// How the elements of one sample, tensor[b], lie in memory. `other` is everything that is not dense in one of two
+// orders.
 enum class Layout { contiguous, channels_last, other };
 
 // Whether each sample is dense in the order given (dimensions of size 1 do not matter; samples may lie anywhere).

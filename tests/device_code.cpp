@@ -5,16 +5,24 @@
 #include "fastscore/dtype.h"
 
 namespace fastscore {
-static float widen(float v) { return v; }
-static double widen(double v) { return v; }
+static float widen(float v) {
+  return v;
+}
+static double widen(double v) {
+  return v;
+}
 static float widen(bf16 v) {
   const std::uint32_t bits = std::uint32_t{v.bits} << 16;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-static void narrow(float v, float* to) { *to = v; }
-static void narrow(double v, double* to) { *to = v; }
+static void narrow(float v, float* to) {
+  *to = v;
+}
+static void narrow(double v, double* to) {
+  *to = v;
+}
 static void narrow(float v, bf16* to) {
   std::uint32_t bits;
   std::memcpy(&bits, &v, sizeof bits);
@@ -56,9 +64,12 @@ extern "C" int linear_step(int dtype, void* out, const void* x, std::int64_t str
   args.pixels = pixels;
   args.channels = channels;
   switch (dtype) {
-    case 0: return all_runs<float, float>(args);
-    case 1: return all_runs<double, double>(args);
-    default: return all_runs<bf16, float>(args);
+    case 0:
+      return all_runs<float, float>(args);
+    case 1:
+      return all_runs<double, double>(args);
+    default:
+      return all_runs<bf16, float>(args);
   }
 }
 

@@ -55,7 +55,9 @@ const char* isa_name(Isa isa) {
   return names[static_cast<int>(isa)];
 }
 
-LaunchCounter::LaunchCounter(const char* op) : op_(op) { counters().push_back(this); }
+LaunchCounter::LaunchCounter(const char* op) : op_(op) {
+  counters().push_back(this);
+}
 
 std::vector<std::pair<std::string, std::int64_t>> LaunchCounter::all() {
   std::vector<std::pair<std::string, std::int64_t>> result;

@@ -32,9 +32,12 @@ const char* isa_name(Isa isa);
 template <class Function>
 Function pick(Function baseline, Function avx2, Function avx512) {
   switch (selected_isa()) {
-    case Isa::avx512: return avx512;
-    case Isa::avx2: return avx2;
-    default: return baseline;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx2:
+      return avx2;
+    default:
+      return baseline;
   }
 }
 

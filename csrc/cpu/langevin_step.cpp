@@ -101,12 +101,15 @@ void run(const at::Tensor& out, const at::Tensor& x, const at::Tensor& h, const 
   at::parallel_for(0, args.batch * tiles.elements_per_sample, grain,
                    [&](std::int64_t begin, std::int64_t end) { norms(args, tiles, sums.data(), begin, end); });
 
-  const auto weights = args.dtype == Dtype::f64 ? weights_from(sums, args.batch, per_sample, [&](std::int64_t b) {
-    return static_cast<const double*>(args.coefficients) + b * args.coefficient_stride;
-  })
-                                                : weights_from(sums, args.batch, per_sample, [&](std::int64_t b) {
-    return static_cast<const float*>(args.coefficients) + b * args.coefficient_stride;
-  });
+  const auto weights =
+      args.dtype == Dtype::f64
+          ? weights_from(sums, args.batch, per_sample,
+                         [&](std::int64_t b) {
+                           return static_cast<const double*>(args.coefficients) + b * args.coefficient_stride;
+                         })
+          : weights_from(sums, args.batch, per_sample, [&](std::int64_t b) {
+              return static_cast<const float*>(args.coefficients) + b * args.coefficient_stride;
+            });
   const auto update = FASTSCORE_KERNEL(langevin_update);
   at::parallel_for(0, args.batch * tiles.pixels_per_sample, grain,
                    [&](std::int64_t begin, std::int64_t end) { update(args, tiles, weights.data(), begin, end); });
@@ -160,7 +163,6 @@ TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   m.impl("langevin_step", fastscore::langevin_step_cpu);
   m.impl("langevin_step_",
          [](at::Tensor x, const at::Tensor& h, const at::Tensor& coefficients, const std::optional<at::Tensor>& noise,
-            const std::optional<at::Tensor>& rng, const std::optional<at::Tensor>& samples, bool per_sample) {
-           fastscore::langevin_step_cpu_(x, h, coefficients, noise, rng, samples, per_sample);
-         });
+            const std::optional<at::Tensor>& rng, const std::optional<at::Tensor>& samples,
+            bool per_sample) { fastscore::langevin_step_cpu_(x, h, coefficients, noise, rng, samples, per_sample); });
 }

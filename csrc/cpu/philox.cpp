@@ -65,13 +65,13 @@ at::Tensor philox_words_cpu(const at::Tensor& rng, const at::Tensor& samples, co
 
 TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   using namespace fastscore;
-  m.impl("philox_normal", [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape,
-                             at::ScalarType dtype) {
-    return draw("philox_normal", rng, samples, shape, dtype, FASTSCORE_KERNEL(philox_normal), normal_launches);
-  });
-  m.impl("philox_rademacher", [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape,
-                                 at::ScalarType dtype) {
-    return draw("philox_rademacher", rng, samples, shape, dtype, FASTSCORE_KERNEL(philox_rademacher),
-                rademacher_launches);
-  });
+  m.impl("philox_normal",
+         [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape, at::ScalarType dtype) {
+           return draw("philox_normal", rng, samples, shape, dtype, FASTSCORE_KERNEL(philox_normal), normal_launches);
+         });
+  m.impl("philox_rademacher",
+         [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape, at::ScalarType dtype) {
+           return draw("philox_rademacher", rng, samples, shape, dtype, FASTSCORE_KERNEL(philox_rademacher),
+                       rademacher_launches);
+         });
 }

@@ -5,14 +5,30 @@
 #include <cuda_fp16.h>
 
 namespace fastscore {
-__device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ double widen(double v) { return v; }
-__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ void narrow(float v, float* to) { *to = v; }
-__device__ __forceinline__ void narrow(double v, double* to) { *to = v; }
-__device__ __forceinline__ void narrow(float v, __half* to) { *to = __float2half_rn(v); }
-__device__ __forceinline__ void narrow(float v, __nv_bfloat16* to) { *to = __float2bfloat16_rn(v); }
+__device__ __forceinline__ float widen(float v) {
+  return v;
+}
+__device__ __forceinline__ double widen(double v) {
+  return v;
+}
+__device__ __forceinline__ float widen(__half v) {
+  return __half2float(v);
+}
+__device__ __forceinline__ float widen(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
+__device__ __forceinline__ void narrow(float v, float* to) {
+  *to = v;
+}
+__device__ __forceinline__ void narrow(double v, double* to) {
+  *to = v;
+}
+__device__ __forceinline__ void narrow(float v, __half* to) {
+  *to = __float2half_rn(v);
+}
+__device__ __forceinline__ void narrow(float v, __nv_bfloat16* to) {
+  *to = __float2bfloat16_rn(v);
+}
 }  // namespace fastscore
 
 #include "fastscore/linear_step_run.h"  // after the conversions it needs
@@ -45,10 +61,14 @@ cudaError_t launch(const LinearStepArgs& args, cudaStream_t stream) {
 
 cudaError_t linear_step(const LinearStepArgs& args, cudaStream_t stream) {
   switch (args.dtype) {
-    case Dtype::f32: return launch<float, float>(args, stream);
-    case Dtype::f64: return launch<double, double>(args, stream);
-    case Dtype::bf16: return launch<__nv_bfloat16, float>(args, stream);
-    case Dtype::f16: return launch<__half, float>(args, stream);
+    case Dtype::f32:
+      return launch<float, float>(args, stream);
+    case Dtype::f64:
+      return launch<double, double>(args, stream);
+    case Dtype::bf16:
+      return launch<__nv_bfloat16, float>(args, stream);
+    case Dtype::f16:
+      return launch<__half, float>(args, stream);
   }
   return cudaErrorInvalidValue;
 }

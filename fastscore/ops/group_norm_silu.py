@@ -255,14 +255,14 @@ class _Jvp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Optional) -> Result:
         plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
         _, pullback = torch.func.vjp(plain, *present)
-        gradients = _spread(pullback(grads[0]), kept, 12)
+        gradients = _spread(pullback((grads[0],)), kept, 12)
         return *gradients[:6], None, None, *gradients[6:], None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Optional) -> Tensor:
         plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
         given = (*tangents[:6], *tangents[8:14])
-        return _directional(plain, present, [given[k] for k in kept])
+        return _directional(plain, present, [given[k] for k in kept])[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -308,10 +308,12 @@ def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
     return tuple(result)
 
 
-def _directional(plain: Callable[..., Any], present: list[Tensor], tangents: list[Optional]) -> Any:
-    # A dual number takes no expanded tangent.
-    given = tuple(torch.zeros_like(p) if t is None else t.contiguous() for p, t in zip(present, tangents, strict=True))
-    return torch.func.jvp(plain, tuple(present), given)[1]
+def _directional(plain: Callable[..., tuple[Tensor, ...]], present: list[Tensor], tangents: list[Optional]) -> Any:
+    """Derivative of `plain` along `tangents`, by reverse mode twice: forward mode does not nest outside of torch.func."""
+    outputs, pullback = torch.func.vjp(plain, *present)
+    _, pushforward = torch.func.vjp(pullback, tuple(torch.zeros_like(out) for out in outputs))
+    along = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, tangents, strict=True))
+    return pushforward(along)[0]
 
 
 def _plain_vjp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tuple[Any, list[Tensor], list[int]]:
@@ -331,9 +333,9 @@ def _plain_jvp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tupl
     """`_Jvp` in plain PyTorch, as a function of those of (x, parameters, tangents) that are there, and their places."""
     kept = [k for k, t in enumerate(tensors) if t is not None]
 
-    def plain(*present: Tensor) -> Tensor:
+    def plain(*present: Tensor) -> tuple[Tensor, ...]:
         every = _spread(present, kept, 12)
         _, mean, rstd = _reference.group_norm_silu_fwd(*every[:6], num_groups, eps, silu)
-        return _reference.group_norm_silu_jvp(*every[:6], mean, rstd, *every[6:], num_groups, silu)
+        return (_reference.group_norm_silu_jvp(*every[:6], mean, rstd, *every[6:], num_groups, silu),)
 
     return plain, [t for t in tensors if t is not None], kept

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastscore.models import NCSNpp, NCSNppConfig, create
 from fastscore.models import ncsnpp as ncsnpp_module
@@ -173,6 +174,18 @@ def test_forward_mode_agrees_with_finite_differences_and_with_reverse_mode():
     torch.testing.assert_close((w * jvp).sum(), (vjp * v).sum(), rtol=1e-11, atol=0)
 
 
+def test_batched_tangents_equal_one_at_a_time():
+    """What trace estimators with several probes need."""
+    network = small(torch.float64)
+    x, labels = small_input(torch.float64)
+    tangents = torch.randn(3, *x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+
+    def jvp(v):
+        return torch.func.jvp(lambda y: network(y, labels), (x,), (v,))[1]
+
+    torch.testing.assert_close(torch.func.vmap(jvp)(tangents), torch.stack([jvp(v) for v in tangents]))
+
+
 def test_parameter_gradients_agree_with_finite_differences():
     network = small(torch.float64, embedding_type="positional", fir=False, progressive_input="residual")
     x, labels = small_input(torch.float64)
@@ -275,6 +288,26 @@ def test_dropout_acts_in_training_only():
     torch.testing.assert_close(network(x, labels), network(x, labels), rtol=0, atol=0)
     network.train()
     assert not torch.equal(network(x, labels), network(x, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, DDPMPP], ids=["ncsnpp", "ddpmpp"])
+def test_half_precision(options, dtype):
+    network, (x, labels) = small(**options), small_input()
+    expected = network(x, labels)
+    out = network.to(dtype)(x.to(dtype), labels)
+    assert out.dtype == dtype
+    # some forty roundings of relative size eps / 2, most of them averaged out
+    assert relative(out, expected) < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fake_tensors(device):
+    with FakeTensorMode(), torch.device(device):
+        network = create(SMALL)
+        out = network(torch.empty(5, 2, 8, 8), torch.empty(5))
+    assert out.shape == (5, 2, 8, 8)
+    assert out.device.type == device
 
 
 def test_empty_batch():

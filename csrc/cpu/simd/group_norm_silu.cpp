@@ -58,8 +58,8 @@ using Args = GroupNormSiluArgs;
 using Kind = GroupNormSiluKind;
 
 // Rows of the coefficients. forward: v; backward: grad_x = slope * g + toward_x * (x - center) + rest;
-// jvp: v_t = along * x_t + toward_x * (x - center) + rest.
-enum Row { center, slope, offset, toward_x, rest, along };
+// jvp: v_t = along * (x_t - center_t) + toward_x * (x - center) + rest.
+enum Row { center, slope, offset, toward_x, rest, along, center_t };
 
 constexpr int64_t chunk = 8192;              // elements summed in one go: they fit the first-level cache
 constexpr int64_t prefetch_limit = 1 << 19;  // bytes that the second-level cache keeps until their turn comes
@@ -170,8 +170,11 @@ void finish_jvp(View<T> view, int64_t g) {
     const double weight = view.number(p.weight, c, 1), gain = 1 + view.number(p.scale, c, 0);
     const double scale_t = view.number(t.scale, c, 0), a = rstd * weight * gain;
     const double along_xhat = weight * scale_t + view.number(t.weight, c, 0) * gain - a * second;
+    const double exact = first - view.number(t.add, c, 0);
+    const Real rounded = static_cast<Real>(exact);
     const double constant = view.number(p.bias, c, 0) * scale_t + view.number(t.bias, c, 0) * gain +
-                            view.number(t.shift, c, 0) + a * (view.number(t.add, c, 0) - first);
+                            view.number(t.shift, c, 0) + a * (rounded - exact);
+    view.coefficient(center_t)[c] = rounded;
     view.coefficient(along)[c] = static_cast<Real>(a);
     view.coefficient(toward_x)[c] = static_cast<Real>(rstd * along_xhat);
     view.coefficient(rest)[c] = static_cast<Real>(constant + rstd * along_xhat * lost);
@@ -301,7 +304,7 @@ FASTSCORE_INLINE void write_jvp(T* y_t, const T* x, const T* x_t, int64_t n, con
   each_vector<T>(n, [&](int64_t i, auto part) {
     const auto offcenter = load(x + i, part) - c.get(center, i, part);
     const auto z = fma(offcenter, c.get(toward_x, i, part), c.get(rest, i, part));
-    const auto v_t = fma(load(x_t + i, part), c.get(along, i, part), z);
+    const auto v_t = fma(load(x_t + i, part) - c.get(center_t, i, part), c.get(along, i, part), z);
     store(y_t + i, gradient_of_v<T, with_silu>(v_t, offcenter, c, i, part), part);
   });
 }

@@ -6,34 +6,31 @@
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
-// Squared norms of z and of g = p x + q h. Four sums per lane keep each of them short, and are added in double.
-template <class T, class Z>
-void squared_norms(const T* x, const T* h, const Z* z, typename Acc<T>::scalar p, typename Acc<T>::scalar q,
-                   std::int64_t n, double* sums) {
+// Sum of squares of n values(i, rest), which gives `rest` of them from the i-th on (zeros beyond). Four sums per lane
+// keep each of them short; they are added in double.
+template <class T, class Values>
+[[gnu::always_inline]] inline double squared_norm(std::int64_t n, Values values) {
   using Vec = typename Acc<T>::vec;
   constexpr int lanes = Acc<T>::lanes, chains = 4;
-  const Vec wp = splat(p), wq = splat(q);
-  Vec z2[chains] = {}, g2[chains] = {};
-  const auto add = [&](int chain, Vec xi, Vec hi, Vec zi) {
-    const Vec g = fma(wq, hi, wp * xi);
-    g2[chain] = fma(g, g, g2[chain]);
-    z2[chain] = fma(zi, zi, z2[chain]);
-  };
+  Vec sums[chains] = {};
   std::int64_t i = 0;
   for (; i + chains * lanes <= n; i += chains * lanes)
     for (int k = 0; k < chains; ++k) {
-      const std::int64_t at = i + k * lanes;
-      add(k, load(x + at), load(h + at), load(z + at));
+      const Vec v = values(i + k * lanes, lanes);
+      sums[k] = fma(v, v, sums[k]);
     }
   for (int k = 0; i < n; i += lanes, ++k) {
-    const std::int64_t rest = n - i < lanes ? n - i : lanes;
-    add(k, load_n(x + i, rest), load_n(h + i, rest), load_n(z + i, rest));
+    const Vec v = values(i, n - i < lanes ? n - i : lanes);
+    sums[k] = fma(v, v, sums[k]);
   }
-  sums[0] = sums[1] = 0;
-  for (int k = 0; k < chains; ++k) {
-    sums[0] += sum(z2[k]);
-    sums[1] += sum(g2[k]);
-  }
+  double total = 0;
+  for (const Vec& chain : sums) total += sum(chain);
+  return total;
+}
+
+template <class T>
+[[gnu::always_inline]] inline typename Acc<T>::vec load_some(const T* from, std::int64_t n) {
+  return n == Acc<T>::lanes ? load(from) : load_n(from, n);
 }
 
 // out = x + step g + width z
@@ -84,20 +81,30 @@ struct Sample {
 template <class T>
 void norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin, std::int64_t end) {
   using Real = typename Acc<T>::scalar;
-  Real drawn[langevin_tile];
   T x[langevin_tile], h[langevin_tile], noise[langevin_tile];
   const std::int64_t size = args.pixels * args.channels;
   for (std::int64_t tile = begin; tile < end; ++tile) {
     const std::int64_t b = tile / tiles.elements_per_sample, first = tile % tiles.elements_per_sample * langevin_tile;
     const std::int64_t n = size - first < langevin_tile ? size - first : langevin_tile;
     const Sample<T> sample(args, b);
-    const T *tile_x = in_logical_order(args, sample.x, first, n, x), *tile_h = in_logical_order(args, sample.h, first, n, h);
+    const T* tile_x = in_logical_order(args, sample.x, first, n, x);
+    const T* tile_h = in_logical_order(args, sample.h, first, n, h);
+    const auto p = splat(sample.p), q = splat(sample.q);
+    sums[2 * tile + 1] = squared_norm<T>(n, [&](std::int64_t i, std::int64_t rest) {
+      return fma(q, load_some(tile_h + i, rest), p * load_some(tile_x + i, rest));
+    });
     if (sample.noise != nullptr) {
-      squared_norms(tile_x, tile_h, in_logical_order(args, sample.noise, first, n, noise), sample.p, sample.q, n,
-                    sums + 2 * tile);
+      const T* z = in_logical_order(args, sample.noise, first, n, noise);
+      sums[2 * tile] = squared_norm<T>(n, [&](std::int64_t i, std::int64_t rest) { return load_some(z + i, rest); });
+      continue;
+    }
+    const PhiloxStream stream(args.rng[0], args.rng[1], args.samples[b]);
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      sums[2 * tile] = stream.squared_norm(first, n);
     } else {
-      PhiloxStream(args.rng[0], args.rng[1], args.samples[b]).fill_normals(first, n, drawn);
-      squared_norms(tile_x, tile_h, drawn, sample.p, sample.q, n, sums + 2 * tile);
+      Real z[langevin_tile];
+      stream.fill_normals(first, n, z);
+      sums[2 * tile] = squared_norm<T>(n, [&](std::int64_t i, std::int64_t rest) { return load_some(z + i, rest); });
     }
   }
 }
@@ -136,20 +143,28 @@ void update(const LangevinStepArgs& args, LangevinTiles tiles, const double* wei
 void langevin_norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin,
                     std::int64_t end) {
   switch (args.dtype) {
-    case Dtype::f32: return norms<float>(args, tiles, sums, begin, end);
-    case Dtype::f64: return norms<double>(args, tiles, sums, begin, end);
-    case Dtype::bf16: return norms<bf16>(args, tiles, sums, begin, end);
-    case Dtype::f16: return norms<f16>(args, tiles, sums, begin, end);
+    case Dtype::f32:
+      return norms<float>(args, tiles, sums, begin, end);
+    case Dtype::f64:
+      return norms<double>(args, tiles, sums, begin, end);
+    case Dtype::bf16:
+      return norms<bf16>(args, tiles, sums, begin, end);
+    case Dtype::f16:
+      return norms<f16>(args, tiles, sums, begin, end);
   }
 }
 
 void langevin_update(const LangevinStepArgs& args, LangevinTiles tiles, const double* weights, std::int64_t begin,
                      std::int64_t end) {
   switch (args.dtype) {
-    case Dtype::f32: return update<float>(args, tiles, weights, begin, end);
-    case Dtype::f64: return update<double>(args, tiles, weights, begin, end);
-    case Dtype::bf16: return update<bf16>(args, tiles, weights, begin, end);
-    case Dtype::f16: return update<f16>(args, tiles, weights, begin, end);
+    case Dtype::f32:
+      return update<float>(args, tiles, weights, begin, end);
+    case Dtype::f64:
+      return update<double>(args, tiles, weights, begin, end);
+    case Dtype::bf16:
+      return update<bf16>(args, tiles, weights, begin, end);
+    case Dtype::f16:
+      return update<f16>(args, tiles, weights, begin, end);
   }
 }
 

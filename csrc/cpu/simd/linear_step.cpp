@@ -8,8 +8,8 @@ namespace {
 
 // out[i] = a * x[i] + sum_k b_k * term_k[i] + s * z[i]; z is null where no noise is drawn.
 template <class T, int terms>
-void update(T* out, const T* x, const T* const* term, const typename Acc<T>::scalar* b, const typename Acc<T>::scalar* z,
-            typename Acc<T>::scalar a, typename Acc<T>::scalar s, std::int64_t n) {
+void update(T* out, const T* x, const T* const* term, const typename Acc<T>::scalar* b,
+            const typename Acc<T>::scalar* z, typename Acc<T>::scalar a, typename Acc<T>::scalar s, std::int64_t n) {
   using Vec = typename Acc<T>::vec;
   constexpr int lanes = Acc<T>::lanes;
   Vec weight[terms + 1];
@@ -71,10 +71,14 @@ void run(const LinearStepArgs& args, LinearStepTiles tiles, std::int64_t begin, 
 
 void linear_step(const LinearStepArgs& args, LinearStepTiles tiles, std::int64_t begin, std::int64_t end) {
   switch (args.dtype) {
-    case Dtype::f32: return run<float>(args, tiles, begin, end);
-    case Dtype::f64: return run<double>(args, tiles, begin, end);
-    case Dtype::bf16: return run<bf16>(args, tiles, begin, end);
-    case Dtype::f16: return run<f16>(args, tiles, begin, end);
+    case Dtype::f32:
+      return run<float>(args, tiles, begin, end);
+    case Dtype::f64:
+      return run<double>(args, tiles, begin, end);
+    case Dtype::bf16:
+      return run<bf16>(args, tiles, begin, end);
+    case Dtype::f16:
+      return run<f16>(args, tiles, begin, end);
   }
 }
 

@@ -5,8 +5,8 @@
 
 namespace fastscore {
 
-// Work is cut into tiles of at most `linear_step_tile` elements of one sample; a tile of a channels-last sample is a run of
-// whole pixels, so `channels` must not exceed a quarter of it.
+// Work is cut into tiles of at most `linear_step_tile` elements of one sample; a tile of a channels-last sample is a
+// run of whole pixels, so `channels` must not exceed a quarter of it.
 inline constexpr std::int64_t linear_step_tile = 1024;
 
 struct LinearStepTiles {
@@ -15,9 +15,9 @@ struct LinearStepTiles {
 };
 
 // Does tiles [begin, end); tile t is tile t % per_sample of sample t / per_sample.
-#define FASTSCORE_DECLARE(isa)                                                                                   \
-  namespace isa {                                                                                                \
-  void linear_step(const LinearStepArgs& args, LinearStepTiles tiles, std::int64_t begin, std::int64_t end);     \
+#define FASTSCORE_DECLARE(isa)                                                                               \
+  namespace isa {                                                                                            \
+  void linear_step(const LinearStepArgs& args, LinearStepTiles tiles, std::int64_t begin, std::int64_t end); \
   }
 FASTSCORE_FOR_EACH_ISA(FASTSCORE_DECLARE)
 #undef FASTSCORE_DECLARE

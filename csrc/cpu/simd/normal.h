@@ -1,15 +1,14 @@
-// Standard normals and random signs in registers, as fastscore/reference/philox.py specifies them: words of Philox
-// 4x32-10 (Salmon et al., 2011), turned into normals by the formula of Box and Muller (1958).
+// Standard normals and random signs, as fastscore/reference/philox.py specifies them: words of Philox 4x32-10 (Salmon
+// et al., 2011), turned into normals by the formula of Box and Muller (1958).
 //
 //   const PhiloxStream stream(seed, draw, sample);      all the noise of one sample at one draw
-//   vf32 z[PhiloxStream::vectors<float>];               (vf64 and double for double)
-//   stream.normals(block, z);                           elements 4 * block ... 4 * block + PhiloxStream::run - 1
-//   stream.fill_normals(first, count, out);             elements first ... first + count - 1, from anywhere, to memory
+//   stream.fill_normals(first, count, out);             elements first ... first + count - 1, from anywhere, to
+//   anywhere
 //
 // Philox keeps one 32-bit word in each 64-bit lane, where a multiplication leaves both halves of its product: the upper
-// halves are garbage to everybody, because the next multiplication reads lower halves only. Neighboring lanes hold blocks
-// that lie half a vector apart, so that the two unpack instructions at the end, which see pairs of lanes, put the
-// elements out in their order.
+// halves are garbage to everybody, because the next multiplication reads lower halves only. Neighboring lanes hold
+// blocks that lie half a vector apart, so that the two unpack instructions at the end, which see pairs of lanes, put
+// the elements out in their order.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -24,7 +23,9 @@ inline constexpr int rounds = 10;
 inline constexpr int units = 2;  // vectors of blocks computed side by side, to fill the latency of the multiplications
 
 // The block that 64-bit lane `lane` holds, relative to the first.
-FASTSCORE_INLINE int block_of_lane(int lane) { return lane / 2 + (lane % 2) * (lanes64 / 2); }
+FASTSCORE_INLINE int block_of_lane(int lane) {
+  return lane / 2 + (lane % 2) * (lanes64 / 2);
+}
 
 // Hides a constant from the compiler: GCC would build it anew at each use, on the busiest execution port.
 template <class V>
@@ -67,8 +68,7 @@ FASTSCORE_INLINE vu32 pair(vu64 a, vu64 b) {
   const __m512i shifted = _mm512_slli_epi64(bit_cast<__m512i>(b), 32);
   return bit_cast<vu32>(_mm512_mask_blend_epi32(0xAAAA, bit_cast<__m512i>(a), shifted));
 #elif defined(__AVX2__)
-  return bit_cast<vu32>(
-      _mm256_blend_epi32(bit_cast<__m256i>(a), _mm256_slli_epi64(bit_cast<__m256i>(b), 32), 0xAA));
+  return bit_cast<vu32>(_mm256_blend_epi32(bit_cast<__m256i>(a), _mm256_slli_epi64(bit_cast<__m256i>(b), 32), 0xAA));
 #else
   return bit_cast<vu32>((a & 0xFFFFFFFFu) | (b << 32));
 #endif
@@ -155,8 +155,8 @@ FASTSCORE_INLINE vf64 minus_two_log(vf64 u) {
   return splat(-2.0) * fma(e, splat(0x1.62e42feep-1), f - tail);
 }
 
-// Cosine and sine of t in [-1/8, 1/8] turns; minimax, within 4e-9 relative before rounding. The leading coefficient of the
-// sine is 2 pi in two parts, because the sine of a small angle is nothing else.
+// Cosine and sine of t in [-1/8, 1/8] turns; minimax, within 4e-9 relative before rounding. The leading coefficient of
+// the sine is 2 pi in two parts, because the sine of a small angle is nothing else.
 FASTSCORE_INLINE void cosine_sine(vf32 t, vf32& cosine, vf32& sine) {
   const vf32 y = t * t;
   cosine = horner(y, splat(58.621059f), -85.4245224f, 64.9391479f, -19.7392082f, 1.0f);
@@ -166,8 +166,9 @@ FASTSCORE_INLINE void cosine_sine(vf32 t, vf32& cosine, vf32& sine) {
 // Taylor series of the angle in radians, of which the first term left out is below 1e-18.
 FASTSCORE_INLINE void cosine_sine(vf64 t, vf64& cosine, vf64& sine) {
   const vf64 x = t * splat(6.283185307179586476925), y = x * x;
-  sine = fma(x, y * horner(y, splat(1.0 / 355687428096000), -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
-                           1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
+  sine = fma(x,
+             y * horner(y, splat(1.0 / 355687428096000), -1.0 / 1307674368000, 1.0 / 6227020800, -1.0 / 39916800,
+                        1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6),
              x);
   cosine = horner(y, splat(1.0 / 20922789888000), -1.0 / 87178291200, 1.0 / 479001600, -1.0 / 3628800, 1.0 / 40320,
                   -1.0 / 720, 1.0 / 24, -0.5, 1.0);
@@ -177,9 +178,8 @@ FASTSCORE_INLINE void cosine_sine(vf64 t, vf64& cosine, vf64& sine) {
 
 class PhiloxStream {
  public:
-  static constexpr int run = philox::units * 2 * lanes32;  // elements that one call of `normals` gives
-  template <class T>
-  static constexpr int vectors = run / Acc<T>::lanes;
+  static constexpr int group = 2 * lanes32;          // elements that the words of one vector of blocks make
+  static constexpr int run = philox::units * group;  // elements of one call of `words`
 
   PhiloxStream(std::int64_t seed, std::int64_t draw, std::int64_t sample) {
     using namespace philox;
@@ -228,51 +228,6 @@ class PhiloxStream {
     }
   }
 
-  [[gnu::always_inline]] void normals(std::uint32_t first_block, vf32 (&z)[run / lanes32]) const {
-    using namespace philox;
-    Words w[units];
-    words(first_block, w);
-#pragma GCC unroll 4
-    for (int u = 0; u < units; ++u) {
-      const vf32 radius = sqrt(minus_two_log(to_unit(pair(w[u].c0, w[u].c2))));
-      const vu32 angles = pair(w[u].c1, w[u].c3), turns = angles + splat(eighth_turn);
-      vf32 cosine, sine;
-      cosine_sine(__builtin_convertvector(remainder(angles), vf32) * splat(0x1p-34f), cosine, sine);
-      exchange_on_bit30(turns, cosine, sine);
-      cosine = bit_cast<vf32>(bit_cast<vu32>(cosine) ^ ((turns + splat(quarter_turn)) & splat(sign_bit)));
-      sine = bit_cast<vf32>(bit_cast<vu32>(sine) ^ (turns & splat(sign_bit)));
-      interleave(radius * cosine, radius * sine, z[2 * u], z[2 * u + 1]);
-    }
-  }
-
-  void normals(std::uint32_t first_block, vf64 (&z)[run / lanes64]) const {
-    using namespace philox;
-    using half_f32 = float __attribute__((vector_size(vector_bytes / 2)));
-    using half_i32 = std::int32_t __attribute__((vector_size(vector_bytes / 2)));
-    Words w[units];
-    words(first_block, w);
-    double out[run];
-    for (int u = 0; u < units; ++u) {
-      const vu32 angles = pair(w[u].c1, w[u].c3), turns = angles + splat(eighth_turn);
-      const auto unit = bit_cast<Halves<half_f32>>(to_unit(pair(w[u].c0, w[u].c2)));
-      const auto distance = bit_cast<Halves<half_i32>>(remainder(angles));
-      for (int half = 0; half < 2; ++half) {
-        const vf64 radius = sqrt(minus_two_log(__builtin_convertvector(unit.half[half], vf64)));
-        vf64 cosine, sine;
-        cosine_sine(__builtin_convertvector(distance.half[half], vf64) * splat(0x1p-34), cosine, sine);
-        for (int i = 0; i < lanes64; ++i) {
-          const int word = half * lanes64 + i;  // 2 * lane, plus 1 for the second pair of a block
-          double* to = out + u * 2 * lanes32 + 4 * block_of_lane(word / 2) + 2 * (word % 2);
-          const std::uint32_t t = turns[word];
-          const double c = t & quarter_turn ? sine[i] : cosine[i], s = t & quarter_turn ? cosine[i] : sine[i];
-          to[0] = radius[i] * ((t + quarter_turn) & sign_bit ? -c : c);
-          to[1] = radius[i] * (t & sign_bit ? -s : s);
-        }
-      }
-    }
-    __builtin_memcpy(z, out, sizeof out);
-  }
-
   // The words of run / 4 blocks, four to a block.
   void store_words(std::uint32_t first_block, std::uint32_t* out) const {
     Words w[philox::units];
@@ -291,32 +246,118 @@ class PhiloxStream {
   // T is float or double.
   template <class T>
   void fill_normals(std::int64_t first, std::int64_t count, T* out) const {
-    typename Acc<T>::vec z[vectors<T>];
-    T buffer[run];
-    std::int64_t skip = first % 4;  // a run starts at a block, so the first may be used from its second element on
-    std::uint32_t block = static_cast<std::uint32_t>(first / 4);
-    for (; count > 0; block += run / 4) {
-      normals(block, z);
-      if (skip == 0 && count >= run) {
-        __builtin_memcpy(out, z, sizeof z);
-        out += run, count -= run;
-      } else {
-        __builtin_memcpy(buffer, z, sizeof z);
-        const std::int64_t taken = run - skip < count ? run - skip : count;
-        for (std::int64_t i = 0; i < taken; ++i) out[i] = buffer[skip + i];
-        out += taken, count -= taken, skip = 0;
+    vu32 radius[chunk_groups], angle[chunk_groups];
+    T buffer[group];
+    std::int64_t skip = first % 4;  // a group starts at a block: the first may be used from its second element on
+    for (std::int64_t block = first / 4; count > 0; block += chunk_groups * group / 4) {
+      const std::int64_t wanted = skip + count < chunk_groups * group ? skip + count : chunk_groups * group;
+      pairs(static_cast<std::uint32_t>(block), wanted, radius, angle);
+      for (int i = 0; i * group < wanted; ++i) {
+        if (skip == 0 && count >= group) {
+          box_muller(radius[i], angle[i], out);
+          out += group, count -= group;
+        } else {
+          box_muller(radius[i], angle[i], buffer);
+          const std::int64_t taken = group - skip < count ? group - skip : count;
+          for (std::int64_t k = 0; k < taken; ++k) out[k] = buffer[skip + k];
+          out += taken, count -= taken, skip = 0;
+        }
       }
     }
+  }
+
+  // Sum of the squares of elements first ... first + count - 1 in float, where `first` is a multiple of 4. The squares
+  // of a pair add up to that of its radius, so neither sines nor square roots are needed.
+  double squared_norm(std::int64_t first, std::int64_t count) const {
+    constexpr int chains = 4;
+    vu32 radius[chunk_groups], angle[chunk_groups];
+    vf32 sums[chains] = {};
+    double rest = 0;
+    for (std::int64_t block = first / 4; count > 0; block += chunk_groups * group / 4) {
+      const int whole = static_cast<int>(count / group < chunk_groups ? count / group : chunk_groups);
+      pairs(static_cast<std::uint32_t>(block), count < chunk_groups * group ? count : chunk_groups * group, radius,
+            angle);
+      int i = 0;
+      for (; i + chains <= whole; i += chains)
+        for (int k = 0; k < chains; ++k) sums[k] += squared_radius(radius[i + k]);
+      for (; i < whole; ++i) sums[i % chains] += squared_radius(radius[i]);
+      count -= whole * group;
+      if (whole < chunk_groups && count > 0) {
+        float last[group];
+        box_muller(radius[whole], angle[whole], last);
+        for (int k = 0; k < count; ++k) rest += double{last[k]} * last[k];
+        count = 0;
+      }
+    }
+    for (const vf32& chain : sums) rest += sum(chain);
+    return rest;
   }
 
  private:
   static constexpr std::uint32_t eighth_turn = 1u << 29, quarter_turn = 1u << 30, sign_bit = 1u << 31;
 
-  [[gnu::always_inline]] static vu64 splat64(std::uint32_t x) { return splat(std::uint64_t{x}); }
+  // Words are drawn for many groups before they are made into normals: two short loops run faster than one long one,
+  // whose chain of dependent instructions is too long for the processor to look beyond.
+  static constexpr int chunk_groups = 512 / group;
+
+  // The words of `count` elements in pairs of (radius, angle), one vector of each to a group.
+  [[gnu::always_inline]] void pairs(std::uint32_t first_block, std::int64_t count, vu32* radius, vu32* angle) const {
+    for (std::int64_t i = 0; i * group < count; i += philox::units) {
+      Words w[philox::units];
+      words(first_block + static_cast<std::uint32_t>(i * group / 4), w);
+      for (int u = 0; u < philox::units; ++u) {
+        radius[i + u] = philox::pair(w[u].c0, w[u].c2);
+        angle[i + u] = philox::pair(w[u].c1, w[u].c3);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] static vf32 squared_radius(vu32 words) {
+    return philox::minus_two_log(philox::to_unit(words));
+  }
 
   // Four times the distance of the angle from the nearest quarter turn.
-  [[gnu::always_inline]] static vi32 remainder(vu32 angles) { return bit_cast<vi32>(angles << 2); }
+  [[gnu::always_inline]] static vi32 remainder(vu32 angle) { return bit_cast<vi32>(angle << 2); }
 
+  // The elements of a group, in order.
+  [[gnu::always_inline]] static void box_muller(vu32 radius_words, vu32 angle, float* out) {
+    using namespace philox;
+    const vf32 radius = sqrt(squared_radius(radius_words));
+    const vu32 turns = angle + splat(eighth_turn);
+    vf32 cosine, sine, low, high;
+    cosine_sine(__builtin_convertvector(remainder(angle), vf32) * splat(0x1p-34f), cosine, sine);
+    exchange_on_bit30(turns, cosine, sine);
+    cosine = bit_cast<vf32>(bit_cast<vu32>(cosine) ^ ((turns + splat(quarter_turn)) & splat(sign_bit)));
+    sine = bit_cast<vf32>(bit_cast<vu32>(sine) ^ (turns & splat(sign_bit)));
+    interleave(radius * cosine, radius * sine, low, high);
+    store(out, low);
+    store(out + lanes32, high);
+  }
+
+  static void box_muller(vu32 radius_words, vu32 angle, double* out) {
+    using namespace philox;
+    const vu32 turns = angle + splat(eighth_turn);
+    const auto unit = bit_cast<Halves<half_f32>>(to_unit(radius_words));
+    const auto distance = bit_cast<Halves<half_i32>>(remainder(angle));
+    for (int half = 0; half < 2; ++half) {
+      const vf64 radius = sqrt(minus_two_log(__builtin_convertvector(unit.half[half], vf64)));
+      vf64 cosine, sine;
+      cosine_sine(__builtin_convertvector(distance.half[half], vf64) * splat(0x1p-34), cosine, sine);
+      for (int i = 0; i < lanes64; ++i) {
+        const int word = half * lanes64 + i;  // 2 * lane, plus 1 for the second pair of a block
+        double* to = out + 4 * block_of_lane(word / 2) + 2 * (word % 2);
+        const std::uint32_t t = turns[word];
+        const double c = t & quarter_turn ? sine[i] : cosine[i], s = t & quarter_turn ? cosine[i] : sine[i];
+        to[0] = radius[i] * ((t + quarter_turn) & sign_bit ? -c : c);
+        to[1] = radius[i] * (t & sign_bit ? -s : s);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] static vu64 splat64(std::uint32_t x) { return splat(std::uint64_t{x}); }
+
+  using half_f32 = float __attribute__((vector_size(vector_bytes / 2)));
+  using half_i32 = std::int32_t __attribute__((vector_size(vector_bytes / 2)));
   template <class Half>
   struct Halves {
     Half half[2];

@@ -27,8 +27,8 @@ void normal_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) 
 
 template <class T>
 void rademacher_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
-  constexpr int run = PhiloxStream::run;               // words of one call
-  constexpr int words = PhiloxArgs::tile / 32;         // of a tile
+  constexpr int run = PhiloxStream::run;        // words of one call
+  constexpr int words = PhiloxArgs::tile / 32;  // of a tile
   std::uint32_t word[(words + run - 1) / run * run];
   typename Acc<T>::scalar signs[PhiloxArgs::tile];
   for (std::int64_t t = begin; t < end; ++t) {
@@ -45,19 +45,27 @@ void rademacher_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t e
 
 void philox_normal(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
   switch (args.dtype) {
-    case Dtype::f32: return normal_tiles<float>(args, begin, end);
-    case Dtype::f64: return normal_tiles<double>(args, begin, end);
-    case Dtype::bf16: return normal_tiles<bf16>(args, begin, end);
-    case Dtype::f16: return normal_tiles<f16>(args, begin, end);
+    case Dtype::f32:
+      return normal_tiles<float>(args, begin, end);
+    case Dtype::f64:
+      return normal_tiles<double>(args, begin, end);
+    case Dtype::bf16:
+      return normal_tiles<bf16>(args, begin, end);
+    case Dtype::f16:
+      return normal_tiles<f16>(args, begin, end);
   }
 }
 
 void philox_rademacher(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
   switch (args.dtype) {
-    case Dtype::f32: return rademacher_tiles<float>(args, begin, end);
-    case Dtype::f64: return rademacher_tiles<double>(args, begin, end);
-    case Dtype::bf16: return rademacher_tiles<bf16>(args, begin, end);
-    case Dtype::f16: return rademacher_tiles<f16>(args, begin, end);
+    case Dtype::f32:
+      return rademacher_tiles<float>(args, begin, end);
+    case Dtype::f64:
+      return rademacher_tiles<double>(args, begin, end);
+    case Dtype::bf16:
+      return rademacher_tiles<bf16>(args, begin, end);
+    case Dtype::f16:
+      return rademacher_tiles<f16>(args, begin, end);
   }
 }
 

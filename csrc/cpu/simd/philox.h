@@ -22,12 +22,12 @@ struct PhiloxArgs {
 
 // philox_normal, philox_rademacher: tiles [begin, end); tile t is tile t % tiles_per_row of row t / tiles_per_row.
 // philox_words: words of `count` blocks of one sample, four to a block.
-#define FASTSCORE_DECLARE(isa)                                                                                 \
-  namespace isa {                                                                                              \
-  void philox_normal(const PhiloxArgs& args, std::int64_t begin, std::int64_t end);                            \
-  void philox_rademacher(const PhiloxArgs& args, std::int64_t begin, std::int64_t end);                        \
-  void philox_words(std::int64_t seed, std::int64_t draw, std::int64_t sample, std::int64_t first_block,       \
-                    std::int64_t count, std::int64_t* out);                                                    \
+#define FASTSCORE_DECLARE(isa)                                                                           \
+  namespace isa {                                                                                        \
+  void philox_normal(const PhiloxArgs& args, std::int64_t begin, std::int64_t end);                      \
+  void philox_rademacher(const PhiloxArgs& args, std::int64_t begin, std::int64_t end);                  \
+  void philox_words(std::int64_t seed, std::int64_t draw, std::int64_t sample, std::int64_t first_block, \
+                    std::int64_t count, std::int64_t* out);                                              \
   }
 FASTSCORE_FOR_EACH_ISA(FASTSCORE_DECLARE)
 #undef FASTSCORE_DECLARE

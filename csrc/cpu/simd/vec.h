@@ -1,8 +1,9 @@
 // Vectors of the native width of one instruction set: 16 bytes (baseline), 32 (AVX2 + FMA + F16C) or 64 (AVX-512).
 //
 // Included by the sources in this folder only. They are compiled once per instruction set with FASTSCORE_ISA set to
-// `baseline`, `avx2` or `avx512`, and everything lives in the namespace of that name, so that the linker never mixes the
-// copies. For the same reason no standard header with inline functions is included. The types are GCC vector extensions:
+// `baseline`, `avx2` or `avx512`, and everything lives in the namespace of that name, so that the linker never mixes
+// the copies. For the same reason no standard header with inline functions is included. The types are GCC vector
+// extensions:
 // + - * / & | ^ ~ << >> < == and `mask ? a : b` work on them, element by element; a mask is a vector of integers of the
 // same width, all bits set where true. Compiled with -ffp-contract=off: what is fused is written `fma`.
 //
@@ -64,12 +65,24 @@ struct Acc<double> {
 using vu16_half = std::uint16_t __attribute__((vector_size(vector_bytes / 2)));
 using vu32_half = std::uint32_t __attribute__((vector_size(vector_bytes / 2)));
 
-FASTSCORE_INLINE vf32 splat(float value) { return vf32{} + value; }
-FASTSCORE_INLINE vf64 splat(double value) { return vf64{} + value; }
-FASTSCORE_INLINE vi32 splat(std::int32_t value) { return vi32{} + value; }
-FASTSCORE_INLINE vu32 splat(std::uint32_t value) { return vu32{} + value; }
-FASTSCORE_INLINE vi64 splat(std::int64_t value) { return vi64{} + value; }
-FASTSCORE_INLINE vu64 splat(std::uint64_t value) { return vu64{} + value; }
+FASTSCORE_INLINE vf32 splat(float value) {
+  return vf32{} + value;
+}
+FASTSCORE_INLINE vf64 splat(double value) {
+  return vf64{} + value;
+}
+FASTSCORE_INLINE vi32 splat(std::int32_t value) {
+  return vi32{} + value;
+}
+FASTSCORE_INLINE vu32 splat(std::uint32_t value) {
+  return vu32{} + value;
+}
+FASTSCORE_INLINE vi64 splat(std::int64_t value) {
+  return vi64{} + value;
+}
+FASTSCORE_INLINE vu64 splat(std::uint64_t value) {
+  return vu64{} + value;
+}
 
 // The same bits as another type of the same size.
 template <class To, class From>
@@ -133,10 +146,18 @@ FASTSCORE_INLINE vf64 sqrt(vf64 a) {
 #endif
 }
 
-FASTSCORE_INLINE vf32 min(vf32 a, vf32 b) { return a < b ? a : b; }
-FASTSCORE_INLINE vf32 max(vf32 a, vf32 b) { return a > b ? a : b; }
-FASTSCORE_INLINE vf64 min(vf64 a, vf64 b) { return a < b ? a : b; }
-FASTSCORE_INLINE vf64 max(vf64 a, vf64 b) { return a > b ? a : b; }
+FASTSCORE_INLINE vf32 min(vf32 a, vf32 b) {
+  return a < b ? a : b;
+}
+FASTSCORE_INLINE vf32 max(vf32 a, vf32 b) {
+  return a > b ? a : b;
+}
+FASTSCORE_INLINE vf64 min(vf64 a, vf64 b) {
+  return a < b ? a : b;
+}
+FASTSCORE_INLINE vf64 max(vf64 a, vf64 b) {
+  return a > b ? a : b;
+}
 
 // Sum of the lanes in a fixed order (pairwise, halves first).
 FASTSCORE_INLINE float sum(vf32 a) {
@@ -234,8 +255,12 @@ FASTSCORE_INLINE vf64 load(const double* from) {
   __builtin_memcpy(&value, from, sizeof value);
   return value;
 }
-FASTSCORE_INLINE void store(float* to, vf32 value) { __builtin_memcpy(to, &value, sizeof value); }
-FASTSCORE_INLINE void store(double* to, vf64 value) { __builtin_memcpy(to, &value, sizeof value); }
+FASTSCORE_INLINE void store(float* to, vf32 value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+FASTSCORE_INLINE void store(double* to, vf64 value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
 
 FASTSCORE_INLINE vf32 load(const bf16* from) {
   vu16_half bits;

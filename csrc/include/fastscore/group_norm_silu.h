@@ -48,6 +48,6 @@ struct GroupNormSiluArgs {
   void* partial = nullptr;       // (batch, blocks, 3, lane_channels), op dtype
 };
 
-inline constexpr std::int64_t group_norm_silu_coefficients = 6;
+inline constexpr std::int64_t group_norm_silu_coefficients = 7;
 
 }  // namespace fastscore

@@ -1,5 +1,5 @@
-// What one thread of the CUDA kernel does. Kept apart from the .cu file because it compiles for the host too: there a test
-// holds it to the reference on machines without a GPU.
+// What one thread of the CUDA kernel does. Kept apart from the .cu file because it compiles for the host too: there a
+// test holds it to the reference on machines without a GPU.
 #pragma once
 
 #include <cmath>
@@ -11,8 +11,12 @@
 
 namespace fastscore {
 
-FASTSCORE_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-FASTSCORE_HD double multiply_add(double a, double b, double c) { return ::fma(a, b, c); }
+FASTSCORE_HD float multiply_add(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
+FASTSCORE_HD double multiply_add(double a, double b, double c) {
+  return ::fma(a, b, c);
+}
 
 // Quotient and remainder; 32-bit division where it is enough, because GPUs have no instruction for 64 bits.
 FASTSCORE_HD void divide(std::int64_t n, std::int64_t d, std::int64_t& quotient, std::int64_t& remainder) {

@@ -1,5 +1,5 @@
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the normals made
-// of it (Box and Muller, 1958), one block at a time, for host and device. fastscore/reference/philox.py is the
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and the normals
+// made of it (Box and Muller, 1958), one block at a time, for host and device. fastscore/reference/philox.py is the
 // specification: integers agree bit for bit, normals within 4 units in the last place.
 #pragma once
 
@@ -35,10 +35,16 @@ FASTSCORE_HD PhiloxBlock philox(std::int64_t seed, std::uint32_t draw, std::int6
 }
 
 // sqrt(-2 ln u), u = float32(r) 2^-32 + 2^-33 in (0, 1]; u has float32 precision for both results.
-FASTSCORE_HD float uniform(std::uint32_t r) { return static_cast<float>(r) * 0x1p-32f + 0x1p-33f; }
+FASTSCORE_HD float uniform(std::uint32_t r) {
+  return static_cast<float>(r) * 0x1p-32f + 0x1p-33f;
+}
 
-FASTSCORE_HD void radius(std::uint32_t r, float& result) { result = sqrtf(-2.0f * logf(uniform(r))); }
-FASTSCORE_HD void radius(std::uint32_t r, double& result) { result = sqrt(-2.0 * log(double{uniform(r)})); }
+FASTSCORE_HD void radius(std::uint32_t r, float& result) {
+  result = sqrtf(-2.0f * logf(uniform(r)));
+}
+FASTSCORE_HD void radius(std::uint32_t r, double& result) {
+  result = sqrt(-2.0 * log(double{uniform(r)}));
+}
 
 // Cosine and sine of 2 pi d / 2^32 for |d| <= 2^29: at most an eighth of a turn (minimax polynomials in float).
 FASTSCORE_HD void cosine_sine(std::int32_t d, float& cosine, float& sine) {
