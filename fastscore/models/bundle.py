@@ -22,13 +22,13 @@ SDES: dict[str, type[SDE]] = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPS
 
 
 def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
-    """Write PATH (.safetensors) and the card beside it (.json). Parameters are rounded to `dtype`, buffers are kept."""
+    """Write PATH (.safetensors) and the card beside it (.json). Trained parameters are rounded to `dtype`."""
     from safetensors.torch import save_file
 
     path = Path(path)
-    parameters = {name for name, _ in model.named_parameters()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {
-        name: (value.to(dtype) if name in parameters else value).detach().cpu().contiguous()
+        name: (value.to(dtype) if name in trained else value).detach().cpu().contiguous()
         for name, value in model.state_dict().items()
     }
     temporary = path.with_suffix(".tmp")

@@ -7,6 +7,7 @@ would already lose four digits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,20 @@ def positional_embedding(labels: Tensor, features: int, dtype: torch.dtype = tor
 class GaussianFourierProjection(nn.Module):
     """[sin, cos] of 2 pi W v with fixed W ~ N(0, scale^2) (Tancik et al. 2020; Song et al. 2021, App. H).
 
-    v: (B,) (the networks give log sigma). Returns (B, 2 * features).
+    v: (B,) (the networks give log sigma). Returns (B, 2 * features). W stays float32 when the network is turned to half
+    precision: rounded frequencies would be other features.
     """
 
     def __init__(self, features: int, scale: float = 16.0):
         super().__init__()
         self.W = nn.Parameter(torch.randn(features) * scale, requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianFourierProjection:
+        exact = self.W.detach()
+        super()._apply(fn, recurse)
+        if self.W.dtype.itemsize < 4:
+            self.W.data = exact.to(self.W.device)
+        return self
 
     def forward(self, v: Tensor) -> Tensor:
         phase = v.double()[:, None] * self.W.double() * (2 * math.pi)

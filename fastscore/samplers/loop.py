@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastscore.noise import Noise
-from fastscore.ops import langevin_step_, linear_step_
+from fastscore.ops._unchecked import unchecked
 from fastscore.samplers.plan import LINEAR, Plan, Step
 
 __all__ = ["NonFiniteError", "run_plan"]
@@ -44,22 +44,25 @@ def run_plan(
     coefficients = plan.coefficients(op_dtype, x.device).unbind(0)
     labels = plan.labels(x.shape[0], op_dtype, x.device).unbind(0)
     scales = plan.input_scales(x.dtype, x.device)
-    counters = samples = None
+    counters: Sequence[Tensor | None] = [None] * plan.nfe
+    samples = None
     if noise.counter_based:
         counters = noise.rng_table(range(1, plan.nfe + 1), x.device).unbind(0)
         samples = noise.samples_for(x.shape[0], x.device)
-    for i, step in enumerate(_with_progress(plan.steps) if progress else plan.steps):
-        h = model(x if scales is None else x * scales[i], labels[i])
-        h = _checked_output(h, x, step)
-        source = (
-            {"rng": counters[i], "samples": samples}
-            if counters is not None
-            else {"noise": noise.normal(tuple(x.shape), dtype=x.dtype, device=x.device, draw=i + 1)}
-        )
+    linear_step_, langevin_step_ = unchecked(x.device)
+    like = x.shape, x.dtype, x.device
+    rows = zip(_with_progress(plan.steps) if progress else plan.steps, coefficients, labels, counters, strict=True)
+    for i, (step, row, label, rng) in enumerate(rows):
+        h = model(x if scales is None else x * scales[i], label)
+        if type(h) is not Tensor or (h.shape, h.dtype, h.device) != like:
+            h = _fitting(h, x, step)
+        z = None
+        if samples is None:
+            z = noise.normal(x.shape, dtype=x.dtype, device=x.device, draw=i + 1)
         if step.kind == LINEAR:
-            linear_step_(x, [h], coefficients[i], **source)
+            linear_step_(x, [h], row, z, rng, samples)
         else:
-            langevin_step_(x, h, coefficients[i], per_sample=per_sample, **source)
+            langevin_step_(x, h, row, z, rng, samples, per_sample)
         if check_finite and not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
                 f"the state is not finite after step {i} ({step.name}) at t = {step.t:.6g}: "
@@ -74,19 +77,19 @@ def run_plan(
     return x
 
 
-def _checked_output(h: Tensor, x: Tensor, step: Step) -> Tensor:
+def _fitting(h: object, x: Tensor, step: Step) -> Tensor:
+    """The network's output as the state's dtype; raises where it is not a tensor like the state."""
+    where = f"at step {step.name}, t = {step.t:.6g}"
     if not isinstance(h, Tensor):
-        raise TypeError(
-            f"the network must return a tensor, got {type(h).__name__} at step {step.name}, t = {step.t:.6g}"
-        )
+        raise TypeError(f"the network must return a tensor, got {type(h).__name__} {where}")
     if h.shape != x.shape or h.device != x.device:
         raise ValueError(
             f"the network must return a tensor like its input, {tuple(x.shape)} on {x.device}, "
-            f"got {tuple(h.shape)} on {h.device}"
+            f"got {tuple(h.shape)} on {h.device} {where}"
         )
     if not h.is_floating_point():
-        raise TypeError(f"the network must return a floating-point tensor, got {h.dtype}")
-    return h if h.dtype == x.dtype else h.to(x.dtype)
+        raise TypeError(f"the network must return a floating-point tensor, got {h.dtype} {where}")
+    return h.to(x.dtype)
 
 
 def _with_progress(steps: tuple[Step, ...]) -> Iterable[Step]:

@@ -11,6 +11,8 @@ from fastscore import models
 from fastscore.score import Convention
 from fastscore.sde import VPSDE
 
+# root mean square error of the clean estimate by time: a tenth above what the shipped weights have
+LIMITS = {0.02: 0.03, 0.1: 0.085, 0.3: 0.2, 0.5: 0.39}
 WEIGHTS = Path(models.__file__).parent / "weights"
 
 
@@ -71,7 +73,7 @@ def ddim(network, count, steps):
 
 def test_samples_are_strokes_on_black(network):
     """What any grid of digits shows, in figures; the training images satisfy the same bounds."""
-    images = ddim(network, 16, 50)
+    images = ddim(network, 9, 40)
     assert torch.isfinite(images).all()
     border = torch.cat([images[..., :2, :].flatten(), images[..., -2:, :].flatten()])
     assert border.max() < -0.8  # MNIST digits were padded by black

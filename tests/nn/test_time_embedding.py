@@ -36,6 +36,14 @@ def test_fourier_projection():
     assert not layer.W.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_leaves_the_frequencies_alone(dtype):
+    layer = GaussianFourierProjection(5)
+    before = layer.W.clone()
+    assert torch.equal(layer.to(dtype).W, before)
+    assert torch.equal(layer.double().W, before.double())
+
+
 def test_fourier_frequencies_have_the_wanted_width():
     torch.manual_seed(0)
     # the standard deviation of n normals errs by 1 / sqrt(2 n) = 0.7%: five of those

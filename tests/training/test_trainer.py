@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastscore.models import NCSNppConfig
+from fastscore.training import trainer as trainer_module
 from fastscore.training.config import CONFIGS, TrainingConfig
-from fastscore.training.trainer import LOG_EVERY, Trainer, plot_log, read_log
+from fastscore.training.trainer import Trainer, plot_log, read_log
 
 NETWORK = NCSNppConfig(
     image_size=8,
@@ -57,25 +58,26 @@ def test_killed_run_goes_on_to_the_same_bits(images, tmp_path, precision):
     states_equal(whole, second)
 
 
-def test_death_without_a_last_save_loses_the_updates_since_the_checkpoint_only(images, tmp_path):
-    config = dataclasses.replace(CONFIG, steps=2 * LOG_EVERY + 4)
+def test_death_without_a_last_save_loses_the_updates_since_the_checkpoint_only(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "LOG_EVERY", 5)
+    config = dataclasses.replace(CONFIG, steps=14)
     whole = Trainer(config, images, tmp_path / "whole")
     whole.run()
 
     dying = Trainer(config, images, tmp_path / "died")
 
     def die(step, loss):
-        if step == LOG_EVERY + 3:
+        if step == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        dying.run(save_every=40, report=die)
+        dying.run(save_every=4, report=die)
     resumed = Trainer(config, images, tmp_path / "died")
-    assert resumed.step == 40
-    resumed.run(save_every=40)
+    assert resumed.step == 4
+    resumed.run(save_every=4)
     states_equal(whole, resumed)
     logs = [read_log(tmp_path / name / "loss.csv") for name in ("whole", "died")]
-    assert [row["step"] for row in logs[0]] == [LOG_EVERY, 2 * LOG_EVERY]
+    assert [row["step"] for row in logs[0]] == [5, 10]
     for ours, theirs in zip(*logs, strict=True):
         assert ours["loss"] == theirs["loss"]
 
