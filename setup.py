@@ -1,18 +1,19 @@
 """Builds the one extension `fastscore._C`: C++ for the CPU always, CUDA where torch and a toolkit both have it.
 
 FASTSCORE_BUILD_EXT   1 (default) | 0            0 installs the Python package alone; every op then runs its reference
-FASTSCORE_BUILD_CUDA  auto (default) | 1 | 0     1 turns a missing toolkit into an error; a visible GPU is never asked for
+FASTSCORE_BUILD_CUDA  auto (default) | 1 | 0     1 turns a missing toolkit into an error; GPUs are not asked for
 TORCH_CUDA_ARCH_LIST  "8.0;9.0+PTX"              default: the GPUs of this machine, else 8.0;9.0;10.0;12.0+PTX
 CUDA_HOME             the toolkit, if the one found is not the one wanted
 MAX_JOBS              compilers at a time
 
-csrc/cpu/simd/*.cpp is compiled once per instruction set and csrc/cuda/*.cu by nvcc, in a ninja file written here (torch's
-own has one set of flags for all files). The remaining sources go through torch's BuildExtension.
+csrc/cpu/simd/*.cpp is compiled once per instruction set and csrc/cuda/*.cu by nvcc, in a ninja file written here, since
+that of torch has one set of flags for all files. The remaining sources go through torch's BuildExtension.
 """
 
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,16 @@ ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
 }
 # -ffp-contract=off: what is fused is written out, so that whole vectors and tails round alike.
-SIMD_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi"]
+SIMD_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
 # -fopenmp compiles at::parallel_for in; nothing links an OpenMP library, so its symbols are those of torch's own.
 CXX_FLAGS = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-fopenmp"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
@@ -125,6 +135,17 @@ def gencode(archs):
 # ---------------------------------------------------------------------------------------------------- objects
 
 
+def check_compiler(compiler):
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        raise SystemExit(
+            f"fastscore is built with GCC (11 or newer), but {compiler[0]!r} was not found; set CXX"
+        ) from None
+    if "clang" in version:  # its OpenMP code calls a runtime that torch does not bring, and two in a process do not mix
+        raise SystemExit(f"fastscore is built with GCC (11 or newer), but {compiler[0]!r} is clang; set CXX=g++")
+
+
 def compile_objects(folder, compiler, toolkit, archs):
     """Compiles what has flags of its own, where it changed; returns the object files."""
     machine = platform.machine().lower()
@@ -133,6 +154,7 @@ def compile_objects(folder, compiler, toolkit, archs):
     rules, objects = ["ninja_required_version = 1.3"], []
 
     def rule(name, command, sources):
+        command = shlex.join([*command, *includes]).replace("$", "$$") + " -MMD -MF $out.d -c $in -o $out"
         rules.extend([f"rule {name}", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"])
         for source in sources:
             target = folder / name / f"{source.stem}.o"
@@ -140,17 +162,19 @@ def compile_objects(folder, compiler, toolkit, archs):
             objects.append(str(target))
 
     for isa, flags in isas.items():
-        command = [*compiler, *SIMD_FLAGS, *flags, f"-DFASTSCORE_ISA={isa}", *includes, "-MMD -MF $out.d -c $in -o $out"]
-        rule(isa, " ".join(command), sorted((CSRC / "cpu/simd").glob("*.cpp")))
+        command = [*compiler, *SIMD_FLAGS, *flags, f"-DFASTSCORE_ISA={isa}"]
+        rule(isa, command, sorted((CSRC / "cpu/simd").glob("*.cpp")))
     if toolkit:
-        command = [str(toolkit / "bin/nvcc"), *NVCC_FLAGS, *gencode(archs), *includes, "-MMD -MF $out.d -c $in -o $out"]
-        rule("cuda", " ".join(command), sorted((CSRC / "cuda").glob("*.cu")))
+        command = [str(toolkit / "bin/nvcc"), *NVCC_FLAGS, *gencode(archs)]
+        rule("cuda", command, sorted((CSRC / "cuda").glob("*.cu")))
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(rules) + "\n")
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     if subprocess.run(["ninja", "-C", folder, *jobs]).returncode != 0:
-        raise SystemExit(f"fastscore: compiling the kernels failed (see above; the commands are in {folder}/build.ninja)")
+        raise SystemExit(
+            f"fastscore: compiling the kernels failed (see above; the commands are in {folder}/build.ninja)"
+        )
     return objects
 
 
@@ -161,6 +185,9 @@ def ninja_path(path):
 def extension():
     if os.environ.get("FASTSCORE_BUILD_EXT", "1") == "0":
         return {}
+    if not sys.platform.startswith("linux"):
+        print("fastscore: kernels are built on Linux only; here every op runs its reference", file=sys.stderr)
+        return {}
     try:
         import torch
     except ImportError as error:
@@ -170,6 +197,8 @@ def extension():
         ) from error
     # ninja may lie in an environment that was not activated.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    check_compiler(compiler)
     if not shutil.which("ninja"):
         raise SystemExit("fastscore is built with ninja, which was not found: pip install ninja")
     toolkit = find_cuda(torch)
@@ -182,7 +211,6 @@ def extension():
     class Build(BuildExtension):
         def build_extensions(self):
             (ext,) = self.extensions
-            compiler = os.environ.get("CXX", "c++").split()
             ext.extra_objects = compile_objects(Path(self.build_temp).resolve() / "objects", compiler, toolkit, archs)
             ext.depends = [*ext.depends, *ext.extra_objects]
             super().build_extensions()
@@ -208,7 +236,9 @@ def extension():
 
 
 if int(setuptools.__version__.split(".")[0]) < 77:
-    raise SystemExit(f"fastscore needs setuptools >= 77, found {setuptools.__version__}: pip install -U setuptools wheel ninja")
+    raise SystemExit(
+        f"fastscore needs setuptools >= 77, found {setuptools.__version__}: pip install -U setuptools wheel ninja"
+    )
 setup(
     packages=packages(),
     package_dir={"fastscore.kernels": "kernels"},

@@ -81,6 +81,8 @@ def main() -> None:
     }
     samples, networks, seconds, traffic = {}, {}, {}, {}
     still = torch.zeros(shape)  # in place of the network's output, where the sampler's own traffic is counted
+    with torch.no_grad():
+        model(still, torch.zeros(args.num))  # the first call of a process sets up threads and memory
     for name, (run, noise, noise_of_traffic) in runs.items():
         print(f"drawing {args.num} digits in {args.steps} steps, {name} ...", flush=True)
         networks[name] = Timed(model)

@@ -67,7 +67,7 @@ def test_a_backend_refuses_other_devices() -> None:
 
 def test_triton_is_not_there_yet() -> None:
     with (
-        pytest.raises(BackendUnavailableError, match="'triton' is not available: .* has no Triton kernels yet"),
+        pytest.raises(BackendUnavailableError, match=r"'triton' is not available: .* has no Triton kernels yet"),
         backend("triton"),
     ):
         pass
@@ -92,7 +92,10 @@ def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, triton, cuda, got 'gpu'"), backend("gpu"):
+    with (
+        pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, triton, cuda, got 'gpu'"),
+        backend("gpu"),
+    ):
         pass
     with pytest.raises(ValueError, match="backend must be one of reference, cpu, triton, cuda, got 'gpu'"):
         why_not("gpu")
@@ -116,5 +119,5 @@ def test_environment(value: str, printed: str, error: str) -> None:
 
 def test_environment_says_where_the_name_came_from() -> None:
     assert _backend._choose("auto", "FASTSCORE_BACKEND") is None
-    with pytest.raises(BackendUnavailableError, match="^FASTSCORE_BACKEND: 'triton' is not available"):
+    with pytest.raises(BackendUnavailableError, match=r"^FASTSCORE_BACKEND: 'triton' is not available"):
         _backend._choose("triton", "FASTSCORE_BACKEND")

@@ -46,7 +46,7 @@ def test_build_info() -> None:
 
 @pytest.fixture(scope="module")
 def best_isa() -> int:
-    """What torch finds on this CPU, which is asked independently of our own detection: 0 baseline, 1 AVX2, 2 AVX-512."""
+    """What torch, which looks for itself, finds on this CPU: 0 baseline, 1 AVX2, 2 AVX-512."""
     said = python("import torch; print(torch.backends.cpu.get_cpu_capability())", ATEN_CPU_CAPABILITY="").strip()
     return {"AVX2": 1, "AVX512": 2}.get(said, 0)
 
@@ -130,7 +130,9 @@ def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(_library.importlib, "import_module", load)
 
     fail(ImportError("undefined symbol: _ZN3c10fooEv"))
-    with pytest.raises(ImportError, match=r"built against another torch than .* Rebuild it: .* undefined symbol: _ZN3c10fooEv"):
+    with pytest.raises(
+        ImportError, match=r"built against another torch than .* Rebuild it: .* undefined symbol: _ZN3c10fooEv"
+    ):
         _library._load()
     fail(ModuleNotFoundError("No module named 'something'", name="something"))
     with pytest.raises(ModuleNotFoundError, match="something"):
@@ -156,7 +158,9 @@ def test_instruction_sets_share_no_symbol(source: Path, tmp_path: Path) -> None:
         target = tmp_path / f"{isa}.o"
         command = [compiler, "-std=c++20", "-O1", *flags, f"-DFASTSCORE_ISA={isa}", f"-I{CSRC}", f"-I{CSRC}/include"]
         subprocess.run([*command, "-Wno-psabi", "-c", source, "-o", target], check=True)
-        listed = subprocess.run(["nm", "-C", "--defined-only", target], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["nm", "-C", "--defined-only", target], capture_output=True, text=True, check=True
+        ).stdout
         symbols = [line.split(maxsplit=2)[1:] for line in listed.splitlines()]
         shared = [name for kind, name in symbols if kind in "TWVu" and f"fastscore::{isa}::" not in name]
         assert not shared, f"{isa}: {shared}"
@@ -257,4 +261,6 @@ def test_device_linear_step(
     })  # fmt: skip
     # Coefficients and values are of order one; 16 roundings are more than the sum of four products and a normal makes.
     step = torch.finfo(real).eps
-    torch.testing.assert_close(out.to(real), exact.to(dtype).to(real), rtol=max(torch.finfo(dtype).eps, 16 * step), atol=16 * step)
+    torch.testing.assert_close(
+        out.to(real), exact.to(dtype).to(real), rtol=max(torch.finfo(dtype).eps, 16 * step), atol=16 * step
+    )

@@ -69,7 +69,11 @@ def test_reference_backend_draws_the_same() -> None:
 def test_seeds_draws_and_samples_differ() -> None:
     base = PhiloxNoise(0).normal((1, 400))
     assert base.unique().numel() > 390
-    others = [PhiloxNoise(1).normal((1, 400)), PhiloxNoise(2**32).normal((1, 400)), PhiloxNoise(0).normal((1, 400), draw=1)]
+    others = [
+        PhiloxNoise(1).normal((1, 400)),
+        PhiloxNoise(2**32).normal((1, 400)),
+        PhiloxNoise(0).normal((1, 400), draw=1),
+    ]
     others += [PhiloxNoise(0, [1]).normal((1, 400)), PhiloxNoise(0, [2**32]).normal((1, 400))]
     for other in others:
         assert not torch.isin(other, base).any()
@@ -86,7 +90,11 @@ BAD_PHILOX = [
     (TypeError, "seed must be an integer, got True", lambda: PhiloxNoise(True)),
     (ValueError, r"seed must fit in 64 bits, \[-2\^63, 2\^63\), got 9223372036854775808", lambda: PhiloxNoise(2**63)),
     (TypeError, "samples must hold integers, got torch.float32", lambda: PhiloxNoise(0, torch.zeros(3))),
-    (ValueError, r"samples must have one dimension, got shape \(1, 3\)", lambda: PhiloxNoise(0, torch.zeros(1, 3).long())),
+    (
+        ValueError,
+        r"samples must have one dimension, got shape \(1, 3\)",
+        lambda: PhiloxNoise(0, torch.zeros(1, 3).long()),
+    ),
     (TypeError, "samples must be an integer, got 0.5", lambda: PhiloxNoise(0, [0.5])),
     (TypeError, "samples must be a sequence of integers or an integer tensor, got 3", lambda: PhiloxNoise(0, 3)),
     (ValueError, "samples must fit in 64 bits", lambda: PhiloxNoise(0, [2**64])),
@@ -120,14 +128,17 @@ def test_torch_noise_is_the_generators_stream(dtype: torch.dtype) -> None:
 
 def test_torch_noise_without_a_generator_is_the_global_stream() -> None:
     torch.manual_seed(5)
-    want = torch.randn(2, 3), torch.randint_like(torch.empty(2, 3), 0, 2) * 2 - 1  # as published for Hutchinson's probes
+    want = (
+        torch.randn(2, 3),
+        torch.randint_like(torch.empty(2, 3), 0, 2) * 2 - 1,
+    )  # as published for Hutchinson's probes
     torch.manual_seed(5)
     assert torch.equal(TorchNoise().normal((2, 3)), want[0])
     assert torch.equal(TorchNoise().rademacher((2, 3)), want[1])
 
 
 def test_torch_noise_errors() -> None:
-    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got int"):
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or None, got int"):
         TorchNoise(3)
     with pytest.raises(ValueError, match=r"the generator is on cpu, but noise is asked for on meta; make it there"):
         TorchNoise(torch.Generator()).normal((2, 3), device="meta")
@@ -179,7 +190,7 @@ def test_as_noise() -> None:
         as_noise(0, 3)
 
 
-# ------------------------------------------------------------------------------------------------ the law of PhiloxNoise
+# ---------------------------------------------------------------------------------------- the law of PhiloxNoise
 
 SAMPLES, DRAWS, ELEMENTS = 100, 10, 10_000
 LIMIT = 5.0  # of |z|: false alarm 6e-7 each; the seeds are fixed, so a pass stays a pass

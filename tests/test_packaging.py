@@ -1,4 +1,4 @@
-"""What is installed: the contents of the wheel, `kernels/` as `fastscore.kernels`, and what setup.py says and decides."""
+"""What is installed: the contents of the wheel, `kernels/` as `fastscore.kernels`; what setup.py decides and says."""
 
 import importlib.util
 import os
@@ -29,9 +29,7 @@ def copy_of_the_sources(folder: Path) -> Path:
 def pip(python: str | Path, *arguments: str | Path, **environment: str) -> str:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     # No index: a build that wants to download anything fails.
-    done = subprocess.run(
-        command, env=os.environ | {"PIP_NO_INDEX": "1"} | environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=os.environ | {"PIP_NO_INDEX": "1"} | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -108,7 +106,8 @@ def test_wheel_with_the_extension(tmp_path: Path) -> None:
     python = fresh_environment(tmp_path / "venv")
     pip(python, "install", "--no-deps", wheel)
     code = (
-        "import torch, fastscore.kernels; from fastscore import _library, ops; ops.linear_step(torch.ones(2), [], torch.ones(2));"
+        "import torch, fastscore.kernels; from fastscore import _library, ops;"
+        "ops.linear_step(torch.ones(2), [], torch.ones(2));"
         "print(fastscore.__file__, *_library.NATIVE.launches())"
     )
     file, launched = run(python, code, tmp_path).split()
@@ -149,7 +148,9 @@ def make_toolkit(folder: Path, release: str) -> Path:
     (folder / "include").mkdir()
     (folder / "include/cuda_runtime_api.h").touch()
     nvcc = folder / "bin/nvcc"
-    nvcc.write_text(f'#!/bin/sh\ncase "$*" in *dryrun*) echo "#\\$ TOP={folder}" >&2;; *) echo "release {release}, V";; esac\n')
+    nvcc.write_text(
+        f'#!/bin/sh\ncase "$*" in *dryrun*) echo "#\\$ TOP={folder}" >&2;; *) echo "release {release}, V";; esac\n'
+    )
     nvcc.chmod(0o755)
     return folder
 
@@ -180,7 +181,7 @@ def test_cuda_is_decided_by_torch_and_the_toolkit(
 
     monkeypatch.setenv("FASTSCORE_BUILD_CUDA", "1")
     assert setup_py.find_cuda(torch_with("13.0")) == toolkit
-    with pytest.raises(SystemExit, match="FASTSCORE_BUILD_CUDA=1, but torch 2.9.0 is built without CUDA"):
+    with pytest.raises(SystemExit, match=r"FASTSCORE_BUILD_CUDA=1, but torch 2\.9\.0 is built without CUDA"):
         setup_py.find_cuda(torch_with(None))
     monkeypatch.setattr(setup_py, "find_toolkit", lambda: (None, "/x has no bin/nvcc"))
     with pytest.raises(SystemExit, match=r"no CUDA toolkit was found \(/x has no bin/nvcc\); set CUDA_HOME"):
@@ -193,9 +194,7 @@ def test_cuda_is_decided_by_torch_and_the_toolkit(
         setup_py.find_cuda(torch_with("13.0"))
 
 
-def test_toolkit_behind_a_wrapper_script(
-    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_toolkit_behind_a_wrapper_script(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toolkit = make_toolkit(tmp_path / "cuda-13.0", "13.0")
     wrapper = tmp_path / "local/bin/nvcc"
     wrapper.parent.mkdir(parents=True)
@@ -229,5 +228,7 @@ def test_architectures(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_old_setuptools_is_refused(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("setuptools.__version__", "65.5.0")
-    with pytest.raises(SystemExit, match="needs setuptools >= 77, found 65.5.0: pip install -U setuptools wheel ninja"):
+    with pytest.raises(
+        SystemExit, match=r"needs setuptools >= 77, found 65\.5\.0: pip install -U setuptools wheel ninja"
+    ):
         setup_py.__spec__.loader.exec_module(setup_py)

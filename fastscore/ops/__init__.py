@@ -5,4 +5,12 @@ from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 from fastscore.ops.philox import philox_normal, philox_rademacher
 
-__all__ = ["group_norm_silu", "langevin_step", "langevin_step_", "linear_step", "linear_step_", "philox_normal", "philox_rademacher"]
+__all__ = [
+    "group_norm_silu",
+    "langevin_step",
+    "langevin_step_",
+    "linear_step",
+    "linear_step_",
+    "philox_normal",
+    "philox_rademacher",
+]

@@ -24,11 +24,11 @@ def langevin_step(
     samples: Tensor | None = None,
     per_sample: bool = False,
 ) -> Tensor:
-    """x + step g + sqrt(2 step) z, where g = p x + q h and step = tau (|z| / |g|)^2.
+    """Langevin step x + step g + sqrt(2 step) z, where g = p x + q h and step = tau (|z| / |g|)^2.
 
-    The corrector of Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 4 and 5: there g is the
-    score and tau = 2 alpha snr^2. p and q make the score of what the network predicts. Two passes: the first sums up the
-    norms, the second writes; drawn noise is drawn in both and never stored.
+    The corrector of Song et al. 2021, "Score-based generative modeling through SDEs", algorithms 4 and 5: there g is
+    the score and tau = 2 alpha snr^2. p and q make the score of what the network predicts. Two passes: the first sums
+    up the norms, the second writes; drawn noise is drawn in both and never stored.
 
     Args:
         x: (B, ...), float32, float64, bfloat16 or float16; any memory format.
@@ -42,8 +42,8 @@ def langevin_step(
             each sample has its own, so that it does not depend on its batchmates, to the last bit.
 
     Returns:
-        Tensor of the shape and dtype of `x`; with its strides where `x` is dense, else contiguous. Where |g| = 0 the step
-        is zero.
+        Tensor of the shape and dtype of `x`; with its strides where `x` is dense, else contiguous. Where |g| = 0 the
+        step is zero.
 
     Differentiable in `x`, `h`, `coefficients` and `noise`, through the norms, in reverse and forward mode.
 
@@ -52,13 +52,11 @@ def langevin_step(
     """
     _check("langevin_step", x, h, coefficients, noise, rng, samples, per_sample)
     if _backend.reference_asked(x.device):
-        return reference.langevin_step(
-            x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample
-        )
+        return reference.langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample)
     if _needs_function(x, h, coefficients, noise):
         if not torch.compiler.is_compiling():
             return _TransformableLangevinStep.apply(x, h, coefficients, noise, rng, samples, per_sample)
-        # Dynamo refuses a Function that defines jvp or vmap, and any Function inside torch.func; plain PyTorch it fuses.
+        # Dynamo refuses a Function that defines jvp or vmap, and any Function inside torch.func.
         if torch._C._are_functorch_transforms_active():
             return reference.langevin_step(
                 x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample
@@ -83,9 +81,7 @@ def langevin_step_(
     """
     _check("langevin_step_", x, h, coefficients, noise, rng, samples, per_sample)
     if _backend.reference_asked(x.device) or _needs_function(x, h, coefficients, noise):
-        return x.copy_(
-            langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample)
-        )
+        return x.copy_(langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample))
     _langevin_step_(x, h, coefficients, noise, rng, samples, per_sample)
     return x
 
@@ -189,9 +185,8 @@ class _LangevinStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x, h, coefficients, noise = saved[:4]
-        s = _parts(*saved, ctx.per_sample)
+        x, h, coefficients, noise, rng, samples = ctx.saved_tensors
+        s = _parts(x, h, coefficients, noise, rng, samples, ctx.per_sample)
         grad = grads[0].to(s.x.dtype)
         along_g, along_z = _row_sum(grad * s.g), _row_sum(grad * s.z)
         # d loss / d ln(ratio), shared by all samples where the ratio is
@@ -259,7 +254,6 @@ class _TransformableLangevinStep(_LangevinStep):
         return _apply(joined, per_sample).unflatten(0, (count, batch)), 0
 
 
-def _apply(tensors: list[Tensor | None], per_sample: bool) -> Tensor:
+def _apply(tensors: list[Any], per_sample: bool) -> Tensor:
     x, h, coefficients, noise, rng, samples = tensors
-    assert x is not None and h is not None and coefficients is not None
     return langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample)

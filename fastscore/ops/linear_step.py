@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastscore import _backend, _checks, _library, reference
+from fastscore import _backend, _checks, reference
 
 MAX_HISTORY = 4
-_COLUMNS = tuple(f"[{', '.join(['a', *(f'b_{k + 1}' for k in range(count)), 's'])}]" for count in range(MAX_HISTORY + 1))
+_COLUMNS = tuple(
+    f"[{', '.join(['a', *(f'b_{k + 1}' for k in range(count)), 's'])}]" for count in range(MAX_HISTORY + 1)
+)
 
 _linear_step = torch.ops.fastscore.linear_step.default
 _linear_step_ = torch.ops.fastscore.linear_step_.default
@@ -27,7 +29,7 @@ def linear_step(
     rng: Tensor | None = None,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """a x + sum_k b_k h_k + s z, in one pass over the data; z is given, or drawn in the kernel, or left out.
+    """Computes a x + sum_k b_k h_k + s z in one pass over the data; z is given, or drawn in the kernel, or left out.
 
     Every explicit sampler with a fixed schedule is a sequence of these: Euler-Maruyama and reverse diffusion (Song et
     al. 2021, "Score-based generative modeling through SDEs", eq. 46), DDIM (Song et al. 2021, eq. 12), DPM-Solver++
@@ -45,8 +47,8 @@ def linear_step(
             Without `noise`, `rng` and `samples` there is no noise, and s is not used.
 
     Returns:
-        Tensor of the shape and dtype of `x`; with its strides where `x` is dense, else contiguous. Sums are in the dtype of
-        `coefficients`, rounded once. Noise of weight s = 0 is not looked at.
+        Tensor of the shape and dtype of `x`; with its strides where `x` is dense, else contiguous. Sums are in the
+        dtype of `coefficients`, rounded once. Noise of weight s = 0 is not looked at.
 
     Differentiable in `x`, `history`, `coefficients` and `noise`, in reverse and forward mode, any number of times.
 
@@ -59,7 +61,7 @@ def linear_step(
     if _needs_function(x, coefficients, noise, *history):
         if not torch.compiler.is_compiling():
             return _TransformableLinearStep.apply(x, coefficients, noise, rng, samples, *history)
-        # Dynamo refuses a Function that defines jvp or vmap, and any Function inside torch.func; plain PyTorch it fuses.
+        # Dynamo refuses a Function that defines jvp or vmap, and every Function inside torch.func.
         if torch._C._are_functorch_transforms_active():
             return reference.linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples)
         return _LinearStep.apply(x, coefficients, noise, rng, samples, *history)
@@ -208,7 +210,7 @@ class _TransformableLinearStep(_LinearStep):
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Tensor | None) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         """The mapped dimension joins the batch: rows know nothing of each other."""
         x, coefficients, noise, rng, samples, *history = args
         if in_dims[3] is not None:
@@ -218,22 +220,26 @@ class _TransformableLinearStep(_LinearStep):
         def front(tensor: Tensor, dim: int | None) -> Tensor:
             return tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
-        def joined(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-            return None if tensor is None else front(tensor, dim).flatten(0, 1)
+        def joined(tensor: Tensor, dim: int | None) -> Tensor:
+            return front(tensor, dim).flatten(0, 1)
 
-        x_front = front(x, in_dims[0])
-        rows = front(coefficients, in_dims[1])
-        if rows.dim() == 2:
-            rows = rows.unsqueeze(1).expand(-1, x_front.shape[1], -1)
-        rows = rows.flatten(0, 1) if coefficients.dim() > 1 or in_dims[1] is not None else coefficients
-        moved = [joined(h, dim) for h, dim in zip(history, in_dims[5:], strict=True)]
+        def joined_if_there(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            return None if tensor is None else joined(tensor, dim)
+
+        state = front(x, in_dims[0])
+        rows = coefficients
+        if coefficients.dim() > 1 or in_dims[1] is not None:
+            rows = front(coefficients, in_dims[1])
+            if rows.dim() == 2:  # mapped, and shared by the samples
+                rows = rows.unsqueeze(1).expand(-1, state.shape[1], -1)
+            rows = rows.flatten(0, 1)
         out = linear_step(
-            x_front.flatten(0, 1),
-            moved,
+            state.flatten(0, 1),
+            [joined(h, dim) for h, dim in zip(history, in_dims[5:], strict=True)],
             rows,
-            noise=joined(noise, in_dims[2]),
+            noise=joined_if_there(noise, in_dims[2]),
             rng=rng,
-            samples=joined(samples, in_dims[4]),
+            samples=joined_if_there(samples, in_dims[4]),
         )
         return out.unflatten(0, (count, -1)), 0
 

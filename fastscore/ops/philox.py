@@ -28,7 +28,9 @@ def philox_normal(shape: Sequence[int], rng: Tensor, samples: Tensor, dtype: tor
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    return _draw("philox_normal", torch.ops.fastscore.philox_normal, reference.philox_normal, shape, rng, samples, dtype)
+    return _draw(
+        "philox_normal", torch.ops.fastscore.philox_normal, reference.philox_normal, shape, rng, samples, dtype
+    )
 
 
 def philox_rademacher(shape: Sequence[int], rng: Tensor, samples: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -17,7 +17,7 @@ def langevin_step(
     samples: Tensor | None = None,
     per_sample: bool = False,
 ) -> Tensor:
-    """x + step g + sqrt(2 step) z with g = p x + q h; arguments as in `fastscore.ops.langevin_step`."""
+    """Langevin step x + step g + sqrt(2 step) z with g = p x + q h; arguments as in `fastscore.ops.langevin_step`."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = coefficients.reshape(-1, 3, *[1] * (x.dim() - 1))
     p, q, tau = rows.unbind(1)  # each (B or 1, 1, ...)

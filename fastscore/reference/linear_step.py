@@ -18,7 +18,7 @@ def linear_step(
     rng: Tensor | None = None,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """a x + sum_k b_k h_k + s z; arguments as in `fastscore.ops.linear_step`."""
+    """Computes a x + sum_k b_k h_k + s z; arguments as in `fastscore.ops.linear_step`."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = coefficients.reshape(-1, coefficients.shape[-1])
     column = [rows[:, k].reshape(-1, *[1] * (x.dim() - 1)) for k in range(rows.shape[1])]  # each (B or 1, 1, ...)

@@ -43,11 +43,10 @@ def philox_words(seed: int | Tensor, draw: int | Tensor, samples: int | Tensor, 
         int64 tensor of the broadcast shape with a last dimension of 4 added: words in [0, 2^32).
     """
     device = next((v.device for v in (blocks, samples, draw, seed) if isinstance(v, Tensor)), None)
-    seed, draw, samples, blocks = torch.broadcast_tensors(
-        *(torch.as_tensor(v, dtype=torch.int64, device=device) for v in (seed, draw, samples, blocks))
-    )
-    key = [seed & _MASK32, (seed >> 32) & _MASK32]
-    c0, c1, c2, c3 = blocks & _MASK32, draw & _MASK32, samples & _MASK32, (samples >> 32) & _MASK32
+    as_tensors = [torch.as_tensor(v, dtype=torch.int64, device=device) for v in (seed, draw, samples, blocks)]
+    s, d, i, b = torch.broadcast_tensors(*as_tensors)
+    key = [s & _MASK32, (s >> 32) & _MASK32]
+    c0, c1, c2, c3 = b & _MASK32, d & _MASK32, i & _MASK32, (i >> 32) & _MASK32
     for _ in range(ROUNDS):
         high0, low0 = _multiply_32x32(c0, MULTIPLIERS[0])
         high1, low1 = _multiply_32x32(c2, MULTIPLIERS[1])

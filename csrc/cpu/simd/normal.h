@@ -160,7 +160,15 @@ FASTSCORE_INLINE vf64 minus_two_log(vf64 u) {
 FASTSCORE_INLINE void cosine_sine(vf32 t, vf32& cosine, vf32& sine) {
   const vf32 y = t * t;
   cosine = horner(y, splat(58.621059f), -85.4245224f, 64.9391479f, -19.7392082f, 1.0f);
-  sine = fma(t, splat(6.28318548f), t * horner(y, splat(-75.4273911f), 81.5934296f, -41.341671f, -1.74845553e-7f));
+  const vf32 p = horner(y, splat(-75.4273911f), 81.5934296f, -41.341671f);
+#if defined(__x86_64__) && !defined(__FMA__)
+  // The one product whose rounding would be felt is made exact: 2 pi = 201/32 + rest, t = its upper 12 bits + rest.
+  const vf32 head = bit_cast<vf32>(bit_cast<vu32>(t) & splat(0xFFFFF000u));
+  const vf32 rest = head * splat(1.93530718e-3f) + (t - head) * splat(6.28318531f);
+  sine = head * splat(6.28125f) + (rest + t * (y * p));
+#else
+  sine = fma(t, splat(6.28318548f), t * fma(y, p, splat(-1.74845553e-7f)));
+#endif
 }
 
 // Taylor series of the angle in radians, of which the first term left out is below 1e-18.
