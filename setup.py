@@ -195,6 +195,8 @@ def extension():
             "fastscore builds against the torch you use: install torch first, "
             "then `pip install --no-build-isolation -e .`"
         ) from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+        raise SystemExit(f"fastscore needs torch 2.9 or newer, found {torch.__version__}")
     # ninja may lie in an environment that was not activated.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     compiler = shlex.split(os.environ.get("CXX", "c++"))

@@ -103,9 +103,11 @@ void linear_step_(const at::Tensor& x, at::TensorList history, const at::Tensor&
                   LinearStepLaunch launch) {
   check(x, history, coefficients, noise, rng, samples);
   at::assert_no_internal_overlap(x);
-  for (const at::Tensor& h : history) at::assert_no_partial_overlap(x, h);
-  if (noise) at::assert_no_partial_overlap(x, *noise);
-  compute(x, x, history, coefficients, noise, rng, samples, launch);
+  c10::SmallVector<at::Tensor, max_history> terms;
+  for (const at::Tensor& h : history) terms.push_back(safe_to_read(h, x));
+  OptionalTensor z;
+  if (noise) z = safe_to_read(*noise, x);
+  compute(x, x, terms, coefficients, z, rng, samples, launch);
 }
 
 }  // namespace fastscore

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <ATen/MemoryOverlap.h>
+
 namespace fastscore {
 
 c10::SmallVector<std::int64_t, 6> dense_strides(at::IntArrayRef sizes, Layout layout) {
@@ -39,6 +41,12 @@ at::Tensor to_layout(const at::Tensor& tensor, Layout layout) {
   at::Tensor copy = tensor.new_empty_strided(tensor.sizes(), dense_strides(tensor.sizes(), layout));
   copy.copy_(tensor);
   return copy;
+}
+
+at::Tensor safe_to_read(const at::Tensor& read, const at::Tensor& written) {
+  at::assert_no_partial_overlap(read, written);
+  const bool unclear = at::get_overlap_status(read, written) == at::MemOverlapStatus::TooHard;
+  return unclear && read.is_alias_of(written) ? read.clone() : read;
 }
 
 Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument) {

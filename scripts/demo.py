@@ -60,7 +60,7 @@ def main() -> None:
     """Parse the arguments, draw, write the picture, print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--num", type=int, default=64, help="digits to draw")
-    parser.add_argument("--steps", type=int, default=200, help="steps in time, each a corrector and a predictor")
+    parser.add_argument("--steps", type=int, default=100, help="steps in time, each a corrector and a predictor")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--out", type=Path, default=Path("out/demo/digits.png"), help="the picture")
     args = parser.parse_args()

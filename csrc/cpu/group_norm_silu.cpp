@@ -117,7 +117,7 @@ struct Call {
 
   void run_channels_last() {
     const std::int64_t rows = args.pixels / args.fold;
-    args.rows = std::min(rows, std::clamp<std::int64_t>(8192 / args.lane_channels, 32, 256));
+    args.rows = std::min(rows, std::clamp<std::int64_t>(8192 / args.lane_channels, 32, 64));
     args.blocks = (rows + args.rows - 1) / args.rows;
     args.partial = scratch({args.batch, args.blocks, 3, args.lane_channels}, real);
     const auto prepare = FASTSCORE_KERNEL(group_norm_silu_channels_last_prepare);

@@ -2,7 +2,6 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -121,16 +120,17 @@ void langevin_step_cpu_(const at::Tensor& x, const at::Tensor& h, const at::Tens
                         bool per_sample) {
   check(x, h, coefficients, noise, rng, samples);
   at::assert_no_internal_overlap(x);
-  at::assert_no_partial_overlap(x, h);
-  if (noise) at::assert_no_partial_overlap(x, *noise);
+  const at::Tensor g = safe_to_read(h, x);
+  OptionalTensor z;
+  if (noise) z = safe_to_read(*noise, x);
   if (x.numel() == 0) return;
   if (has_layout(x, Layout::contiguous)) {
-    run(x, x, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous);
+    run(x, x, g, coefficients, z, rng, samples, per_sample, Layout::contiguous);
   } else if (has_layout(x, Layout::channels_last) && x.size(1) <= max_channels) {
-    run(x, x, h, coefficients, noise, rng, samples, per_sample, Layout::channels_last);
+    run(x, x, g, coefficients, z, rng, samples, per_sample, Layout::channels_last);
   } else {
     const at::Tensor buffer = to_layout(x, Layout::contiguous);
-    run(buffer, buffer, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous);
+    run(buffer, buffer, g, coefficients, z, rng, samples, per_sample, Layout::contiguous);
     x.copy_(buffer);
   }
 }
@@ -143,14 +143,14 @@ at::Tensor langevin_step_cpu(const at::Tensor& x, const at::Tensor& h, const at:
   check(x, h, coefficients, noise, rng, samples);
   const auto contiguous = dense_strides(x.sizes(), Layout::contiguous);
   const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
-  const at::Tensor out = at::empty_strided(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous), x.options());
+  const at::Tensor out = x.new_empty_strided(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous));
   if (x.numel() == 0) return out;
   if (has_layout(out, Layout::contiguous)) {
     run(out, x, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous);
   } else if (has_layout(out, Layout::channels_last) && x.size(1) <= max_channels) {
     run(out, x, h, coefficients, noise, rng, samples, per_sample, Layout::channels_last);
   } else {
-    const at::Tensor buffer = at::empty_strided(x.sizes(), contiguous, x.options());
+    const at::Tensor buffer = x.new_empty_strided(x.sizes(), contiguous);
     run(buffer, x, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous);
     out.copy_(buffer);
   }

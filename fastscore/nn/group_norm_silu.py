@@ -8,7 +8,7 @@ from fastscore.ops.group_norm_silu import group_norm_silu
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """`torch.nn.GroupNorm`, the time embedding before or after it, and SiLU, as one op: `fastscore.ops.group_norm_silu`.
+    """`torch.nn.GroupNorm`, the time embedding before or after it, and SiLU, by `fastscore.ops.group_norm_silu`.
 
     The constructor takes what `torch.nn.GroupNorm` takes, and `silu`; the state dict is that of `torch.nn.GroupNorm`
     (`weight`, `bias`), so the weights of a norm followed by an activation load as they are.
@@ -18,7 +18,8 @@ class GroupNormSiLU(nn.GroupNorm):
         num_channels: C.
         eps: added to the variance.
         affine: whether there are weight and bias, (C,) each.
-        silu: without it, the norm alone.
+        bias: False leaves the bias out.
+        silu: False leaves the activation out.
 
     Shapes: x (N, C, *spatial); add, scale, shift (N, C) -> (N, C, *spatial).
     Errors: those of `fastscore.ops.group_norm_silu`, when it is called.
@@ -33,9 +34,12 @@ class GroupNormSiLU(nn.GroupNorm):
         device: object = None,
         dtype: object = None,
         *,
+        bias: bool = True,
         silu: bool = True,
     ):
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
         self.silu = silu
 
     def forward(

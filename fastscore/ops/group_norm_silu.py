@@ -39,9 +39,9 @@ def group_norm_silu(
 ) -> Tensor:
     """silu(GroupNorm(x + add) * (1 + scale) + shift), as the residual blocks of score networks need it.
 
-    GroupNorm is that of Wu & He 2018 (eqs. 1-7). `add` is the time embedding of DDPM (Ho et al. 2020) and NCSN++ (Song et
-    al. 2021), `scale` and `shift` are those of ADM (Dhariwal & Nichol 2021, section 3.1). The formula, line by line, is
-    in `fastscore/reference/group_norm_silu.py`.
+    GroupNorm is that of Wu & He 2018 (eqs. 1-7). `add` is the time embedding of DDPM (Ho et al. 2020) and NCSN++ (Song
+    et al. 2021), `scale` and `shift` are those of ADM (Dhariwal & Nichol 2021, section 3.1). The formula, line by line,
+    is in `fastscore/reference/group_norm_silu.py`.
 
     Args:
         x: (N, C, *spatial) of any rank from 2 up; float32, float64, bfloat16 or float16.
@@ -56,8 +56,8 @@ def group_norm_silu(
     float64. Sums and everything between load and store are float32, or float64; the result is rounded once.
 
     Returns:
-        Tensor of the shape and dtype of `x`; channels last (in any rank) where `x` is, else contiguous. Neither layout is
-        converted to the other; an `x` that has neither is copied. Bits do not depend on the number of threads.
+        Tensor of the shape and dtype of `x`; channels last (in any rank) where `x` is, else contiguous. Neither layout
+        is converted to the other; an `x` that has neither is copied. Bits do not depend on the number of threads.
 
     Differentiable in all tensors, in reverse and forward mode, any number of times: the first derivatives are fused
     kernels, those above are made of plain PyTorch.
@@ -131,26 +131,17 @@ def _needs_function(*tensors: Optional) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-# The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors and
-# settings. Inside, weight and bias may be (N, C) too: so vmap folds its dimension into the batch.
+# The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors
+# and settings. Inside, weight and bias may be (N, C) too: so vmap folds its dimension into the batch. `forward` takes
+# *args because torch binds the arguments to its signature at every call, which costs some microseconds a name.
 
 
 class _GroupNormSiLU(torch.autograd.Function):
     """Reverse mode. Gives y, mean and rstd; the statistics are for the derivatives alone."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Optional,
-        bias: Optional,
-        add: Optional,
-        scale: Optional,
-        shift: Optional,
-        num_groups: int,
-        eps: float,
-        silu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _fwd(x, weight, bias, add, scale, shift, num_groups, eps, silu)
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _fwd(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -200,9 +191,9 @@ class _Vjp(torch.autograd.Function):
     """The gradients: (grad_y, x, parameters, mean, rstd, settings) -> grad_x, grad_weight, ..., grad_shift."""
 
     @staticmethod
-    def forward(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, num_groups, _, silu = args
-        return _bwd(grad_y, *tensors, num_groups, silu)
+        return _bwd(*tensors, num_groups, silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,8 +205,8 @@ class _Vjp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Result:
         plain, present, kept = _plain_vjp(ctx.saved_tensors, *ctx.settings)
-        _, pullback = torch.func.vjp(plain, *present)
-        return *_spread(pullback(tuple(grads[k - 1] for k in kept[1:])), kept, 7), *[None] * 5
+        gradients = _pullback(plain, *present)(tuple(grads[k - 1] for k in kept[1:]))
+        return *_spread(gradients, kept, 7), *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Optional) -> Result:
@@ -228,8 +219,10 @@ class _Vjp(torch.autograd.Function):
         fold = _Fold(info.batch_size, args[1], in_dims[1])
         # Shared parameters get a row per sample, so that their gradients come per sample too.
         tensors = [fold(value, dim, rows=True) for value, dim in zip(args[:9], in_dims[:9], strict=True)]
-        gradients = [fold.undo(g) if g.numel() or p is not None else g
-                     for g, p in zip(_Vjp.apply(*tensors, *args[9:]), args[1:7], strict=True)]
+        gradients = [
+            fold.undo(g) if g.numel() or p is not None else g
+            for g, p in zip(_Vjp.apply(*tensors, *args[9:]), args[1:7], strict=True)
+        ]
         for k, dim in enumerate(in_dims[1:7]):
             parameter = args[1 + k]
             if k > 0 and parameter is not None and parameter.dim() - (dim is not None) == 1:
@@ -254,8 +247,7 @@ class _Jvp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Result:
         plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
-        _, pullback = torch.func.vjp(plain, *present)
-        gradients = _spread(pullback((grads[0],)), kept, 12)
+        gradients = _spread(_pullback(plain, *present)((grads[0],)), kept, 12)
         return *gradients[:6], None, None, *gradients[6:], None, None, None
 
     @staticmethod
@@ -279,7 +271,7 @@ class _Fold:
         self.batch = x.shape[0] if dim is None else x.movedim(dim, 0).shape[1]
 
     def __call__(self, value: Optional, dim: int | None, rows: bool = False) -> Optional:
-        """(N, ...) -> (count * N, ...); (C,) -> (count * N, C), or (C,) where it is not mapped and `rows` does not ask."""
+        """(N, ...) -> (count * N, ...); (C,) -> (count * N, C), or (C,) where it is not mapped unless `rows` asks."""
         if value is None:
             return None
         if dim is None:
@@ -296,8 +288,9 @@ class _Fold:
         return value.unflatten(0, (self.count, self.batch))
 
 
-def _where_needed(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> Result:
-    return tuple(g if need else None for g, need in zip(gradients, needed, strict=False))
+def _where_needed(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Optional]:
+    # neither a generator nor zip: dynamo of torch 2.9 traces neither
+    return [g if needed[k] else None for k, g in enumerate(gradients)]
 
 
 def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
@@ -308,12 +301,15 @@ def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
     return tuple(result)
 
 
+def _pullback(plain: Callable[..., Any], *points: Any) -> Callable[[Any], Any]:
+    return torch.func.vjp(plain, *points)[1]
+
+
 def _directional(plain: Callable[..., tuple[Tensor, ...]], present: list[Tensor], tangents: list[Optional]) -> Any:
-    """Derivative of `plain` along `tangents`, by reverse mode twice: forward mode does not nest outside of torch.func."""
-    outputs, pullback = torch.func.vjp(plain, *present)
-    _, pushforward = torch.func.vjp(pullback, tuple(torch.zeros_like(out) for out in outputs))
+    """Derivative of `plain` along `tangents`, by reverse mode twice: only in torch.func does forward mode nest."""
+    outputs, pullback, *_ = torch.func.vjp(plain, *present)
     along = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, tangents, strict=True))
-    return pushforward(along)[0]
+    return _pullback(pullback, tuple(torch.zeros_like(out) for out in outputs))(along)[0]
 
 
 def _plain_vjp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tuple[Any, list[Tensor], list[int]]:

@@ -8,8 +8,8 @@ With z = x + add and the mean and variance of z over each group of channels of e
     y = v * sigmoid(v), or v                SiLU: Elfwing et al. 2017, eq. 1
 
 16-bit inputs are computed in float32 and rounded once, at the end. `group_norm_silu` is differentiable by torch. The
-other three functions are the raw operators `torch.ops.fastscore.group_norm_silu_*` in plain tensor arithmetic; torch can
-differentiate them too, and second derivatives are made that way. There, weight and bias may be (N, C) as well.
+other three functions are the raw operators `torch.ops.fastscore.group_norm_silu_*` in plain tensor arithmetic; torch
+can differentiate them too, and second derivatives are made that way. There, weight and bias may be (N, C) as well.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def group_norm_silu(
     v = x.to(op_dtype)
     if add is not None:
         v = v + _per_channel(add, x)
-    weight, bias = (p if p is None else p.to(op_dtype) for p in (weight, bias))
     if v.numel():
+        weight, bias = (p if p is None else p.to(op_dtype) for p in (weight, bias))
         v = torch.group_norm(v, num_groups, weight, bias, eps, False)
+    elif weight is not None or bias is not None:  # torch refuses samples of no pixels; the gradients are zeros
+        v = v * _per_channel(weight, x) + _per_channel(bias, x)
     if scale is not None:
         v = v * (1 + _per_channel(scale, x))
     if shift is not None:

@@ -49,20 +49,23 @@ def test_embeddings_reach_the_op() -> None:
 def test_state_dict_and_repr() -> None:
     assert list(GroupNormSiLU(2, 4).state_dict()) == ["weight", "bias"]
     assert list(GroupNormSiLU(2, 4, affine=False).state_dict()) == []
-    assert repr(GroupNormSiLU(2, 4, silu=False)) == "GroupNormSiLU(2, 4, eps=1e-05, affine=True, silu=False)"
+    assert repr(GroupNormSiLU(2, 4, silu=False)) == f"GroupNormSiLU({nn.GroupNorm(2, 4).extra_repr()}, silu=False)"
     assert isinstance(GroupNormSiLU(2, 4), nn.GroupNorm)
 
 
-def test_without_affine() -> None:
+def test_without_affine_or_bias() -> None:
     x = make_input((2, 4, 3, 3))
     assert torch.equal(GroupNormSiLU(2, 4, affine=False)(x), group_norm_silu(x, 2))
+    module = trained(GroupNormSiLU(2, 4, bias=False))
+    assert list(module.state_dict()) == ["weight"]
+    assert torch.equal(module(x), group_norm_silu(x, 2, module.weight))
 
 
 def test_dtype_argument_and_mixed_dtypes() -> None:
     module = GroupNormSiLU(2, 4, dtype=torch.bfloat16)
     assert module(make_input((2, 4, 3, 3), dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert GroupNormSiLU(2, 4)(make_input((2, 4, 3, 3), dtype=torch.float16)).dtype == torch.float16
-    with pytest.raises(TypeError, match="weight must be float64 for torch.float64 x, got torch.float32"):
+    with pytest.raises(TypeError, match=r"weight must be float64 for torch\.float64 x, got torch\.float32"):
         GroupNormSiLU(2, 4)(make_input((2, 4, 3, 3), dtype=torch.float64))
 
 

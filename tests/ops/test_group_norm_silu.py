@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -18,14 +20,12 @@ from fastscore import _backend, _library, reference
 from fastscore.ops import group_norm_silu
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, make_input
-from fastscore.testing.tolerances import ulp_distance
 
 RAW = {kind: getattr(torch.ops.fastscore, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp")}
 SPECIFICATION = importlib.import_module("fastscore.reference.group_norm_silu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAMES = ("x", "weight", "bias", "add", "scale", "shift")
 SHAPES = (
-    ((1, 1, 1), 1),  # one element: its variance is 0
     ((3, 12), 4),  # no pixels
     ((2, 8, 4, 4), 8),  # a group is a channel
     ((2, 6, 5, 3), 1),  # one group; fewer pixels than lanes
@@ -100,19 +100,25 @@ def like(case: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     }
 
 
-def values(function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any) -> dict[str, Tensor]:
+def values(
+    function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any
+) -> dict[str, Tensor]:
     case = dict(case)
     return {"y": function(case.pop("x"), num_groups, **case, **keywords)}
 
 
-def gradients(function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any) -> dict[str, Tensor]:
+def gradients(
+    function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any
+) -> dict[str, Tensor]:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in case.items()}
     y = values(function, leaves, num_groups, **keywords)["y"]
     weight = like({"x": case["x"]}, 40)["x"].to(y.dtype)
     return dict(zip(case, torch.autograd.grad(y, list(leaves.values()), weight), strict=True))
 
 
-def tangents(function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any) -> dict[str, Tensor]:
+def tangents(
+    function: Callable[..., Tensor], case: dict[str, Tensor], num_groups: int, **keywords: Any
+) -> dict[str, Tensor]:
     def call(*tensors: Tensor) -> Tensor:
         return values(function, dict(zip(case, tensors, strict=True)), num_groups, **keywords)["y"]
 
@@ -137,15 +143,16 @@ def assert_parity(
     for name, result in actual.items():
         label = f"{quantity} {name} of {tuple(case['x'].shape)}"
         if result.dtype == torch.float64:
-            # Oracle and op round alike, so an error of one says nothing about the other: each sum of n terms may be off by
-            # about log2(n) roundings, here less than 16, and a dozen operations follow.
+            # Oracle and op round alike, so the error of one is no measure for the other. Terms are of order one, of
+            # either sign, each out of some dozen roundings: a sum of k of them is off by about sqrt(k) as much.
             size = max(float(oracle[name].abs().max()), 1.0) if result.numel() else 1.0
+            size *= max(case["x"].numel() / max(result.numel(), 1), 1.0) ** 0.5
             torch.testing.assert_close(result, oracle[name], rtol=0, atol=32 * torch.finfo(torch.float64).eps * size)
         else:
             assert_error_within_budget(result, oracle[name], plain[name], label, factor=2 if quantity == "value" else 3)
 
 
-# ------------------------------------------------------------------------------------------------ values and derivatives
+# ------------------------------------------------------------------------------------------------ parity
 
 
 @native
@@ -163,6 +170,8 @@ def test_parity_by_shape(shape: tuple[int, ...], num_groups: int, dtype: torch.d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parity_by_layout(layout: str, dtype: torch.dtype, quantity: str) -> None:
+    if (layout, quantity) == ("expanded", "tangent"):
+        pytest.skip("torch makes no dual number of an expanded tensor; test_opcheck has the operator itself")
     assert_parity(quantity, make_case((4, 12, 6, 10), dtype, layout), 4)
 
 
@@ -183,6 +192,25 @@ def test_parity_of_means_and_scales(mean: float, scale: float, quantity: str) ->
     for layout in ("contiguous", "channels_last"):
         for options in ("affine", "all"):
             assert_parity(quantity, make_case((2, 16, 20, 20), torch.float32, layout, options, mean, scale), 4)
+
+
+@native
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_groups_of_one_element(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Such a group is normalized to 0, whatever x is: y does not depend on x and add, and nothing is divided by 0."""
+    case = make_case(shape, dtype)
+    y = values(group_norm_silu, case, 3)["y"]
+    v = case["bias"].double() * (1 + case["scale"].double()) + case["shift"].double()
+    torch.testing.assert_close(y, F.silu(v).reshape(shape).to(dtype))
+    for quantity in ("gradient", "tangent"):
+        actual = QUANTITIES[quantity](group_norm_silu, case, 3)
+        expected = QUANTITIES[quantity](reference.group_norm_silu, cast(case, torch.float64), 3)
+        for name, result in actual.items():
+            # What cancels in them is of the size of 1 / sqrt(eps) and was rounded to the op dtype.
+            unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+            atol = 4 * unit * 1e-5**-0.5
+            torch.testing.assert_close(result, expected[name].to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=atol)
 
 
 @native
@@ -210,19 +238,18 @@ def test_one_outlier(layout: str) -> None:
 
 
 @native
-@pytest.mark.parametrize(("dtype", "ulps"), [(torch.float32, 3), (torch.float64, 3), (torch.bfloat16, 1), (torch.float16, 1)])
-def test_silu_alone(dtype: torch.dtype, ulps: int) -> None:
-    """With weight 0 the result is silu(shift). 3 units: one for exp, one for the sum, one for the quotient."""
-    v = torch.cat([torch.linspace(-16, 16, 40001), torch.tensor([-1e-30, -1e-4, 0.0, 1e-30, 30.0, 80.0, 100.0, 1e4])]).to(dtype)
-    width = 8 * (v.numel() // 8)
-    v = v[-width:].reshape(1, width)
-    y = group_norm_silu(torch.zeros_like(v), 1, torch.zeros(width, dtype=dtype), shift=v)
-    if dtype == torch.float64:
-        # float64 has no oracle above it here; torch's own silu may be off by as much.
-        exact, ulps = F.silu(v), 2 * ulps
-    else:
-        exact = F.silu(v.double()).to(dtype)
-    assert int(ulp_distance(y, exact).max()) <= ulps
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_silu_alone(dtype: torch.dtype) -> None:
+    """With weight 0 the result is silu(shift). Two units for the quotient and what goes into it, and u |v| because the
+    exponent -v log2(e) is taken with log2(e) as rounded: half of what rounding v to float32 costs in exp(-v)."""
+    v = torch.cat([torch.linspace(-80, 80, 40001), torch.tensor([-1e-30, -1e-4, 0.0, 1e-30, 85.0])]).to(dtype)
+    v = v[None, : v.numel() // 4 * 4]
+    y = group_norm_silu(torch.zeros_like(v), 1, torch.zeros_like(v[0]), shift=v)
+    exact = v.double() / (1 + torch.exp(-v.double()))
+    unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    relative = 4 * unit + unit * v.abs().double() + (torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # what rounds to a subnormal
+    assert ((y.double() - exact).abs() <= relative * exact.abs() + smallest).all()
 
 
 @native
@@ -234,7 +261,9 @@ def test_silu_of_extremes(dtype: torch.dtype) -> None:
     y = group_norm_silu(torch.zeros_like(v), 1, torch.zeros(v.shape[1], dtype=dtype), shift=v)
     assert torch.equal(y, v.clamp(min=0))
     assert torch.equal(y.signbit(), v.signbit()), "the limit from below is -0"
-    slope = gradients(group_norm_silu, {"x": torch.zeros_like(v), "weight": torch.zeros_like(v[0]), "shift": v}, 1)["shift"]
+    slope = gradients(group_norm_silu, {"x": torch.zeros_like(v), "weight": torch.zeros_like(v[0]), "shift": v}, 1)[
+        "shift"
+    ]
     weight = like({"x": v}, 40)["x"]
     torch.testing.assert_close(slope, torch.where(v > 0, weight, 0.0), rtol=1e-6, atol=1e-30)
 
@@ -263,7 +292,9 @@ def test_parameters_may_be_float32(dtype: torch.dtype, quantity: str) -> None:
     for case in (exact, {**cast(low, torch.float32), "add": low["add"]}):
         actual = compute(group_norm_silu, case, 4)
         assert {name: t.dtype for name, t in actual.items()} == (
-            {name: t.dtype for name, t in case.items()} if quantity == "gradient" else dict.fromkeys(actual, case["x"].dtype)
+            {name: t.dtype for name, t in case.items()}
+            if quantity == "gradient"
+            else dict.fromkeys(actual, case["x"].dtype)
         )
         oracle = compute(reference.group_norm_silu, cast(case, torch.float64), 4)
         plain = compute(reference.group_norm_silu, case, 4)
@@ -318,7 +349,9 @@ def test_raw_references_are_derivatives_of_the_reference(silu: bool, rows: bool)
     torch.testing.assert_close(rstd, (z.var(-1, correction=0) + 1e-5).rsqrt(), **close)
     grad_y = make_input((3, 8, 5, 2), dtype=torch.float64, seed=9)
     expected = torch.func.vjp(call, *tensors)[1](grad_y)
-    torch.testing.assert_close(SPECIFICATION.group_norm_silu_bwd(grad_y, *tensors, mean, rstd, 4, silu), expected, **close)
+    torch.testing.assert_close(
+        SPECIFICATION.group_norm_silu_bwd(grad_y, *tensors, mean, rstd, 4, silu), expected, **close
+    )
     along = [make_input(tuple(t.shape), dtype=torch.float64, seed=20 + k) for k, t in enumerate(tensors)]
     expected = torch.func.jvp(call, tuple(tensors), tuple(along))[1]
     actual = SPECIFICATION.group_norm_silu_jvp(*tensors, mean, rstd, *along, 4, silu)
@@ -345,7 +378,9 @@ def test_layout_of_results(layout: str) -> None:
 
 
 @native
-@pytest.mark.parametrize(("layout", "copies"), [("contiguous", 0), ("channels_last", 0), ("expanded", 0), ("permuted", 1)])
+@pytest.mark.parametrize(
+    ("layout", "copies"), [("contiguous", 0), ("channels_last", 0), ("expanded", 0), ("permuted", 1)]
+)
 def test_layouts_are_not_converted(layout: str, copies: int) -> None:
     case = make_case((4, 8, 6, 5), layout=layout)
     with torch.autograd.profiler.profile() as profile:
@@ -368,7 +403,9 @@ def test_samples_may_lie_apart() -> None:
 def test_parameters_in_any_layout() -> None:
     case = make_case((4, 8, 6, 5))
     want = values(group_norm_silu, case, 4)["y"]
-    strided = {name: make_input(tuple(t.shape), "sliced", seed=k) for k, (name, t) in enumerate(case.items()) if name != "x"}
+    strided = {
+        name: make_input(tuple(t.shape), "sliced", seed=k) for k, (name, t) in enumerate(case.items()) if name != "x"
+    }
     assert torch.equal(values(group_norm_silu, {"x": case["x"], **strided}, 4)["y"], want)
     row = {name: case[name][:1].expand(4, -1) for name in ("add", "scale", "shift")}
     copied = {name: t.clone() for name, t in row.items()}
@@ -405,6 +442,8 @@ def test_backends_ran(layout: str) -> None:
     case = make_case((4, 12, 6, 10), layout=layout)
     isa = _library.build_info()["isa"]
     for quantity, kinds in {"value": ["fwd"], "gradient": ["fwd", "bwd"], "tangent": ["fwd", "jvp"]}.items():
+        if (layout, quantity) == ("expanded", "tangent"):
+            continue  # see test_parity_by_layout
         _library.NATIVE.reset_launches()
         QUANTITIES[quantity](group_norm_silu, case, 4)
         expected = {} if layout == "empty" else {f"group_norm_silu_{kind}.{isa}": 1 for kind in kinds}
@@ -481,21 +520,30 @@ def positional(function: Callable[..., Tensor], silu: bool = True) -> Callable[.
     return call
 
 
-@pytest.mark.parametrize("chosen", ["auto", "reference"])
-@pytest.mark.parametrize("options", ["plain", "affine", "all"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "options", "chosen"),
+    [
+        ("contiguous", "plain", "auto"),
+        ("contiguous", "all", "auto"),
+        ("channels_last", "affine", "auto"),
+        ("channels_last", "all", "auto"),
+        ("contiguous", "all", "reference"),
+    ],
+)
 def test_gradcheck(layout: str, options: str, chosen: str) -> None:
-    case = make_case((2, 6, 3, 2), torch.float64, layout, options)
+    case = make_case((2, 6, 2, 1), torch.float64, layout, options)
     inputs = [tensor.requires_grad_() for tensor in case.values()]
     with _backend.backend(chosen):
         assert torch.autograd.gradcheck(
             positional(group_norm_silu),
             inputs,
             check_forward_ad=True,
-            check_batched_grad=True,
-            check_batched_forward_grad=True,
+            check_batched_grad=chosen == "auto",
+            check_batched_forward_grad=chosen == "auto",
         )
-        assert torch.autograd.gradgradcheck(positional(group_norm_silu), inputs, check_fwd_over_rev=True)
+        assert torch.autograd.gradgradcheck(
+            positional(group_norm_silu), inputs, check_fwd_over_rev=True, fast_mode=True
+        )
 
 
 @pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian", "rev over rev", "rev over fwd"])
@@ -610,12 +658,24 @@ def test_fakes(device: str, layout: str) -> None:
             fake = {
                 name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for name, t in fake.items()
             }
+        tensors = [fake[name] for name in NAMES]
+        out, mean, rstd = RAW["fwd"](*tensors, 2, 1e-5, True)
+        assert mean.device.type == rstd.device.type == device
+        assert RAW["jvp"](*tensors, mean, rstd, *tensors, 2, True).stride() == real.stride()
+        for (name, actual), got in zip(
+            leaf_gradients.items(), RAW["bwd"](out, *tensors, mean, rstd, 2, True), strict=True
+        ):
+            assert (got.shape, got.dtype, got.device.type) == (actual.shape, actual.dtype, device), name
         out = values(group_norm_silu, fake, 2)["y"]
         assert (out.shape, out.dtype, out.stride()) == (real.shape, real.dtype, real.stride())
         assert out.device.type == device
+        if device == "cuda":
+            return  # the engine asks for the context of a GPU, fake or not
         leaves = {name: t.requires_grad_() for name, t in fake.items()}
         out = values(group_norm_silu, leaves, 2)["y"]
-        for (name, actual), got in zip(leaf_gradients.items(), torch.autograd.grad(out.sum(), list(leaves.values())), strict=True):
+        for (name, actual), got in zip(
+            leaf_gradients.items(), torch.autograd.grad(out.sum(), list(leaves.values())), strict=True
+        ):
             assert (got.shape, got.dtype, got.device.type) == (actual.shape, actual.dtype, device), name
 
 
@@ -623,24 +683,27 @@ def test_fakes(device: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_compile(layout: str, dynamic: bool) -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counters.clear()
 
-    @torch.compile(fullgraph=True, dynamic=dynamic, backend=counter)
+    @torch.compile(fullgraph=True, dynamic=dynamic, backend="aot_eager")
     def call(x: Tensor, *parameters: Tensor) -> Tensor:
         return positional(group_norm_silu)(x * 2, *parameters) + 1
 
-    for size in (4, 5, 6):
+    for size in (4, 5, 7):
         case = make_case((size, 6, size, 3), torch.float32, layout)
         leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in case.values()]
         same = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in case.values()]
         actual, expected = call(*leaves), positional(group_norm_silu)(same[0] * 2, *same[1:]) + 1
         assert torch.equal(actual, expected)
         assert actual.stride() == expected.stride()
-        for a, e in zip(torch.autograd.grad(actual.sum(), leaves), torch.autograd.grad(expected.sum(), same), strict=True):
+        for a, e in zip(
+            torch.autograd.grad(actual.sum(), leaves), torch.autograd.grad(expected.sum(), same), strict=True
+        ):
             assert torch.equal(a, e)
         with torch.no_grad():
             assert torch.equal(call(*leaves), expected)
-    assert counter.frame_count <= (2 if dynamic else 4), "one graph with gradients, one without; static: one more size each"
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == (2 if dynamic else 6), "one with gradients and one without, for all sizes or for each"
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -648,7 +711,11 @@ def test_compile(layout: str, dynamic: bool) -> None:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": "x"}, TypeError, "x must be a tensor, got str"),
-    ({"x": torch.ones(2, 6, 3, dtype=torch.int64)}, TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64"),
+    (
+        {"x": torch.ones(2, 6, 3, dtype=torch.int64)},
+        TypeError,
+        "x must be float32, float64, bfloat16 or float16, got torch.int64",
+    ),
     ({"x": torch.ones(6)}, ValueError, r"x must have shape \(N, C, \.\.\.\), got shape \(6,\)"),
     ({"num_groups": 4}, ValueError, "num_groups must be at least 1 and divide the channels of x, 6, got 4"),
     ({"num_groups": 0}, ValueError, "num_groups must be at least 1 and divide the channels of x, 6, got 0"),
@@ -670,19 +737,19 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         )
         for case in (
             ({name: 1.0}, TypeError, f"{name} must be a tensor, got float"),
-            ({name: torch.ones(wrong)}, ValueError, rf"{name} must have shape {shape}, got \({', '.join(map(str, wrong))},?\)"),
+            ({name: torch.ones(wrong)}, ValueError, f"{name} must have shape {shape}, got {re.escape(str(wrong))}"),
             (
-                {name: torch.ones((6,) if "C,)" in shape else (2, 6), dtype=torch.float64)},
+                {name: torch.ones((2, 6) if "N" in shape else (6,), dtype=torch.float64)},
                 TypeError,
                 f"{name} must be float32, bfloat16 or float16 for torch.float32 x, got torch.float64",
             ),
             (
-                {"x": torch.ones(2, 6, 3, dtype=torch.float64), name: torch.ones((6,) if "C,)" in shape else (2, 6))},
+                {"x": torch.ones(2, 6, 3, dtype=torch.float64), name: torch.ones((2, 6) if "N" in shape else (6,))},
                 TypeError,
                 f"{name} must be float64 for torch.float64 x, got torch.float32",
             ),
             (
-                {name: torch.ones((6,) if "C,)" in shape else (2, 6), device="meta")},
+                {name: torch.ones((2, 6) if "N" in shape else (6,), device="meta")},
                 ValueError,
                 f"{name} must be on the device of x, cpu, got meta",
             ),

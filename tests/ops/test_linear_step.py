@@ -219,8 +219,12 @@ def test_in_place_is_out_of_place(layout: str, dtype: torch.dtype) -> None:
 @native
 def test_in_place_with_the_state_as_history() -> None:
     x, history, rows, keywords = make_case((3, 40))
-    want = linear_step(x, [x, history[0]], rows, **keywords)
-    assert torch.equal(linear_step_(x, [x, history[0]], rows, **keywords), want)
+    for first in (x, x[:1].expand_as(x)):  # the second is overwritten while other rows still need it
+        want = linear_step(x, [first, history[0]], rows, **keywords)
+        assert torch.equal(linear_step_(x, [first, history[0]], rows, **keywords), want)
+    buffer = torch.randn(2, 3, 40)  # neighbors in one storage
+    want = linear_step(buffer[0], [buffer[1], history[0]], rows, **keywords)
+    assert torch.equal(linear_step_(buffer[0], [buffer[1], history[0]], rows, **keywords), want)
 
 
 @native

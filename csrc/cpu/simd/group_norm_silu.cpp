@@ -62,6 +62,7 @@ using Kind = GroupNormSiluKind;
 enum Row { center, slope, offset, toward_x, rest, along, center_t };
 
 constexpr int64_t chunk = 8192;              // elements summed in one go: they fit the first-level cache
+constexpr int64_t cascade = 16;              // terms added to one number before it is added to another one
 constexpr int64_t prefetch_limit = 1 << 19;  // bytes that the second-level cache keeps until their turn comes
 
 FASTSCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -364,20 +365,28 @@ void merge_run(Statistics& statistics, const T* x, int64_t n, double add) {
   const Real mean = sum(total[0]) / static_cast<Real>(n);
 
   const V at = splat(mean);
-  V first[ways / 2] = {}, second[ways / 2] = {};
-  i = 0;
-  for (; i + ways / 2 * lanes <= n; i += ways / 2 * lanes)
-    for (int k = 0; k < ways / 2; ++k) {
-      const V d = load(x + i + k * lanes) - at;
-      first[k] += d;
-      second[k] = fma(d, d, second[k]);
+  constexpr int half = ways / 2;
+  const int64_t whole = n - n % (half * lanes);
+  V first[half] = {}, second[half] = {};
+  for (i = 0; i < whole;) {
+    V f[half] = {}, s[half] = {};
+    for (const int64_t end = smaller(i + cascade * half * lanes, whole); i < end; i += half * lanes)
+      for (int k = 0; k < half; ++k) {
+        const V d = load(x + i + k * lanes) - at;
+        f[k] += d;
+        s[k] = fma(d, d, s[k]);
+      }
+    for (int k = 0; k < half; ++k) {
+      first[k] += f[k];
+      second[k] += s[k];
     }
+  }
   each_vector<T>(n - i, [&](int64_t j, auto part) {
     const V d = keep(load(x + i + j, part) - at, part);
     first[0] += d;
     second[0] = fma(d, d, second[0]);
   });
-  for (int k = 1; k < ways / 2; ++k) {
+  for (int k = 1; k < half; ++k) {
     first[0] += first[k];
     second[0] += second[k];
   }
@@ -409,9 +418,14 @@ void contiguous_group(View<T> view, int64_t g) {
     for (int64_t c = first; c < last; ++c) {
       const OneChannel<T> coefficients(view, c);
       double total[3] = {};
-      for (int64_t i = 0; i < pixels; i += chunk) {
+      constexpr int64_t run = 2 * cascade * Acc<T>::lanes;
+      for (int64_t i = 0; i < pixels;) {
         OneSum<T> sums;
-        sum_row<T, with_silu>(view, c * pixels + i, smaller(chunk, pixels - i), coefficients, sums);
+        for (const int64_t end = smaller(i + chunk, pixels); i < end; i += run) {
+          OneSum<T> part;
+          sum_row<T, with_silu>(view, c * pixels + i, smaller(run, end - i), coefficients, part);
+          for (int k = 0; k < 3; ++k) sums.value[k] += part.value[k];
+        }
         for (int k = 0; k < 3; ++k) total[k] += sum(sums.value[k]);
       }
       for (int k = 0; k < 3; ++k) view.sum(k)[c] = total[k];
@@ -439,12 +453,19 @@ FASTSCORE_INLINE void block_moments(const T* x, int64_t rows, int64_t width, typ
     for (int k = 0; k < tile; ++k) mean[k] += load(x + r * width + k * lanes, part);
   const V share = splat(1 / static_cast<typename Acc<T>::scalar>(rows));
   for (int k = 0; k < tile; ++k) mean[k] *= share;
-  for (int64_t r = 0; r < rows; ++r)
+  for (int64_t r = 0; r < rows;) {
+    V f[tile] = {}, s[tile] = {};
+    for (const int64_t end = smaller(r + cascade, rows); r < end; ++r)
+      for (int k = 0; k < tile; ++k) {
+        const V d = load(x + r * width + k * lanes, part) - mean[k];
+        f[k] += d;
+        s[k] = fma(d, d, s[k]);
+      }
     for (int k = 0; k < tile; ++k) {
-      const V d = load(x + r * width + k * lanes, part) - mean[k];
-      first[k] += d;
-      second[k] = fma(d, d, second[k]);
+      first[k] += f[k];
+      second[k] += s[k];
     }
+  }
   for (int k = 0; k < tile; ++k) {
     store(out + k * lanes, mean[k], part);
     store(out + width + k * lanes, first[k], part);
@@ -520,17 +541,21 @@ void channels_last_finish(const Args& args, int64_t begin, int64_t end) {
     const View<T> view{args, n};
     const int64_t d = view.group_channels(), width = view.width();
     if (args.kind == Kind::forward) {
-      // Sums about the centers of the blocks, moved to the mean of the group: nothing cancels.
+      // Sums about the centers of the blocks, moved to one center of the group, then to its mean: nothing cancels.
       double *total = view.sum(0), *squares = view.sum(1), *mean = view.sum(2);
-      sum_blocks<T>(view, total, [&](const Block<T>& block, int64_t, int64_t i) {
-        return static_cast<double>(block.rows) * block.partial[i] + block.partial[width + i];
+      for (int64_t c = 0; c < args.channels; ++c) {
+        const int64_t pivot = c / d * d;
+        mean[c] = Block<T>(view, 0).partial[pivot] + view.number(args.value.add, pivot, 0) -
+                  view.number(args.value.add, c, 0);
+      }
+      sum_blocks<T>(view, total, [&](const Block<T>& block, int64_t c, int64_t i) {
+        return static_cast<double>(block.rows) * (block.partial[i] - mean[c]) + block.partial[width + i];
       });
-      const double pixels = static_cast<double>(args.pixels);
+      const double count = static_cast<double>(args.pixels * d);
       for (int64_t g = 0; g < args.groups; ++g) {
         double sum = 0;
-        for (int64_t c = g * d; c < (g + 1) * d; ++c) sum += total[c] + pixels * view.number(args.value.add, c, 0);
-        for (int64_t c = g * d; c < (g + 1) * d; ++c)
-          mean[c] = sum / (pixels * static_cast<double>(d)) - view.number(args.value.add, c, 0);
+        for (int64_t c = g * d; c < (g + 1) * d; ++c) sum += total[c];
+        for (int64_t c = g * d; c < (g + 1) * d; ++c) mean[c] += sum / count;
       }
       sum_blocks<T>(view, squares, [&](const Block<T>& block, int64_t c, int64_t i) {
         const double off = block.partial[i] - mean[c];
