@@ -127,21 +127,21 @@ struct Call {
     const std::int64_t size = args.channels * args.pixels, threads = at::get_num_threads();
     if (args.batch % threads == 0 || args.batch >= 4 * threads || size * args.batch <= grain) {
       // Sample by sample, so that a sample is still in the cache when it is written.
-      at::parallel_for(0, args.batch, std::max<std::int64_t>(grain / size, 1), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t n = begin; n < end; ++n) {
-          prepare(args, n, n + 1);
-          sum(args, n * args.blocks, (n + 1) * args.blocks);
-          finish(args, n, n + 1);
-          write(args, n * args.blocks, (n + 1) * args.blocks);
-        }
-      });
+      at::parallel_for(0, args.batch, std::max<std::int64_t>(grain / size, 1),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t n = begin; n < end; ++n) {
+                           prepare(args, n, n + 1);
+                           sum(args, n * args.blocks, (n + 1) * args.blocks);
+                           finish(args, n, n + 1);
+                           write(args, n * args.blocks, (n + 1) * args.blocks);
+                         }
+                       });
       return;
     }
     // Too few samples to share out: all threads work on the blocks of all samples.
     const std::int64_t block_grain = std::max<std::int64_t>(grain / (args.rows * args.lane_channels), 1);
     const auto phase = [&](auto kernel, std::int64_t count, std::int64_t phase_grain) {
-      at::parallel_for(0, count, phase_grain,
-                       [&](std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
+      at::parallel_for(0, count, phase_grain, [&](std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
     };
     prepare(args, 0, args.batch);
     phase(sum, args.batch * args.blocks, block_grain);
@@ -149,7 +149,8 @@ struct Call {
     phase(write, args.batch * args.blocks, block_grain);
   }
 
-  // The gradient of a parameter: term(n, c), summed over n where the samples share it; in the parameter's shape and dtype.
+  // The gradient of a parameter: term(n, c), summed over n where the samples share it; in the parameter's shape and
+  // dtype.
   template <class Term>
   at::Tensor gradient(const OptionalTensor& parameter, Term term) const {
     if (!parameter) return at::empty({0}, options());

@@ -30,6 +30,7 @@ def conv(
     padding = size // 2 if padding is None else padding
     layer = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding)
     variance_scaling_(layer.weight, scale, in_channels * size * size, out_channels * size * size)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fastscore.noise import Noise
-
     from fastscore.score import Convention
     from fastscore.sde import SDE
 

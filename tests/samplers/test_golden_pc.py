@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastscore.noise import ReplayNoise
 
 from fastscore import VESDE, VPSDE, Convention, PCSampler, SubVPSDE
+from fastscore.noise import ReplayNoise
 from fastscore.reference.samplers import pc_sampler
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
 

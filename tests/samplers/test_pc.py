@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from fastscore.noise import PhiloxNoise, ReplayNoise, TorchNoise
 from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, EulerMaruyamaSampler, NonFiniteError, PCSampler, SubVPSDE
+from fastscore.noise import PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.reference.samplers import euler_maruyama_sampler, pc_sampler
 from fastscore.samplers import CORRECTORS, PREDICTORS
 

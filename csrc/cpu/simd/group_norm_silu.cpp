@@ -38,8 +38,12 @@ template <class V>
 FASTSCORE_INLINE V keep(V value, Whole) {
   return value;
 }
-FASTSCORE_INLINE vf32 keep(vf32 value, First tail) { return first_lanes32(tail.n) ? value : splat(0.0f); }
-FASTSCORE_INLINE vf64 keep(vf64 value, First tail) { return first_lanes64(tail.n) ? value : splat(0.0); }
+FASTSCORE_INLINE vf32 keep(vf32 value, First tail) {
+  return first_lanes32(tail.n) ? value : splat(0.0f);
+}
+FASTSCORE_INLINE vf64 keep(vf64 value, First tail) {
+  return first_lanes64(tail.n) ? value : splat(0.0);
+}
 
 // f(i, Whole or First) for the vectors of n elements.
 template <class T, class F>
@@ -65,7 +69,9 @@ constexpr int64_t chunk = 8192;              // elements summed in one go: they 
 constexpr int64_t cascade = 16;              // terms added to one number before it is added to another one
 constexpr int64_t prefetch_limit = 1 << 19;  // bytes that the second-level cache keeps until their turn comes
 
-FASTSCORE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTSCORE_INLINE int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 // ------------------------------------------------------------------------------------------ numbers per channel
 
@@ -190,7 +196,8 @@ bool in_range(View<T> view, int64_t first, int64_t last) {
   bool all = true;
   for (int64_t c = first; c < last; ++c) {
     const double furthest = root / view.rstd(c / view.group_channels());
-    const double v = furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
+    const double v =
+        furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
     all &= v < SiluRange<typename Acc<T>::vec>::greatest;
   }
   return all;
@@ -268,7 +275,8 @@ FASTSCORE_INLINE V gradient_of_v(V grad_y, V offcenter, const Coefficients& c, i
 }
 
 template <class T, bool with_silu, class Coefficients, class Sums>
-FASTSCORE_INLINE void sum_backward(T* grad_x, const T* x, const T* grad_y, int64_t n, const Coefficients& c, Sums& sums) {
+FASTSCORE_INLINE void sum_backward(T* grad_x, const T* x, const T* grad_y, int64_t n, const Coefficients& c,
+                                   Sums& sums) {
   each_vector<T>(n, [&](int64_t i, auto part) {
     const auto offcenter = load(x + i, part) - c.get(center, i, part);
     const auto g = gradient_of_v<T, with_silu>(load(grad_y + i, part), offcenter, c, i, part);
@@ -320,7 +328,8 @@ FASTSCORE_INLINE void sum_row(View<T> view, int64_t at, int64_t n, const Coeffic
 }
 
 template <class T, bool with_silu, class Coefficients>
-FASTSCORE_INLINE void write_row(View<T> view, int64_t at, int64_t n, const Coefficients& c, bool ranged, int64_t ahead) {
+FASTSCORE_INLINE void write_row(View<T> view, int64_t at, int64_t n, const Coefficients& c, bool ranged,
+                                int64_t ahead) {
   if (view.args.kind == Kind::backward)
     write_backward<T, with_silu>(view.out() + at, view.x() + at, view.other() + at, n, c);
   else if (view.args.kind == Kind::jvp)
@@ -559,7 +568,8 @@ void channels_last_finish(const Args& args, int64_t begin, int64_t end) {
       }
       sum_blocks<T>(view, squares, [&](const Block<T>& block, int64_t c, int64_t i) {
         const double off = block.partial[i] - mean[c];
-        return block.partial[2 * width + i] + off * (2 * block.partial[width + i] + static_cast<double>(block.rows) * off);
+        return block.partial[2 * width + i] +
+               off * (2 * block.partial[width + i] + static_cast<double>(block.rows) * off);
       });
       for (int64_t g = 0; g < args.groups; ++g) {
         double sum = 0;
@@ -597,14 +607,19 @@ void channels_last_write(const Args& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define FASTSCORE_FOR_DTYPE(dtype, function)          \
-  switch (dtype) {                                    \
-    case Dtype::f32: return function(float);          \
-    case Dtype::f64: return function(double);         \
-    case Dtype::bf16: return function(bf16);          \
-    case Dtype::f16: return function(f16);            \
+#define FASTSCORE_FOR_DTYPE(dtype, function) \
+  switch (dtype) {                           \
+    case Dtype::f32:                         \
+      return function(float);                \
+    case Dtype::f64:                         \
+      return function(double);               \
+    case Dtype::bf16:                        \
+      return function(bf16);                 \
+    case Dtype::f16:                         \
+      return function(f16);                  \
   }
-#define FASTSCORE_CONTIGUOUS(T) args.silu ? contiguous<T, true>(args, begin, end) : contiguous<T, false>(args, begin, end)
+#define FASTSCORE_CONTIGUOUS(T) \
+  args.silu ? contiguous<T, true>(args, begin, end) : contiguous<T, false>(args, begin, end)
 #define FASTSCORE_PREPARE(T) channels_last_prepare<T>(args, begin, end)
 #define FASTSCORE_SUM(T) \
   args.silu ? channels_last_sum<T, true>(args, begin, end) : channels_last_sum<T, false>(args, begin, end)

@@ -1,7 +1,7 @@
 // SiLU and its derivative on vectors:  silu(v) = v / (1 + exp(-v)).
 //
-// exp(-v) = scale * poly with scale a power of 2^(1/8) (of 2 in baseline and in double) and poly the remaining power of 2,
-// |exponent| <= 1/16 (1/2), as a minimax polynomial. The exponent -v * log2(e) is taken with one constant, not a
+// exp(-v) = scale * poly with scale a power of 2^(1/8) (of 2 in baseline and in double) and poly the remaining power of
+// 2, |exponent| <= 1/16 (1/2), as a minimax polynomial. The exponent -v * log2(e) is taken with one constant, not a
 // pair: that costs up to 1.4e-8 |v| of relative error, a quarter of what the rounding of v itself costs.
 // NaN gives NaN. Outside of the range where exp is finite the limits hold: silu(-1e4) = -0, silu(1e4) = 1e4.
 #pragma once
