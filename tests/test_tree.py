@@ -15,8 +15,8 @@ PLACES = [
     "tests/ops/test_{}.py",
     "benchmarks/test_{}.py",
 ]
-# Timed as part of the steps that draw with it.
-WITHOUT_BENCHMARK = {"philox"}
+# The reference of the noise is its specification: tested there; timed as part of the steps that draw with it.
+ELSEWHERE = {"philox": "tests/reference/test_philox.py"}
 TOP = {
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
     *(".gitignore", ".clang-format", ".ci", "csrc", "kernels", "fastscore", "benchmarks", "tests", "scripts"),
@@ -26,8 +26,9 @@ TOP = {
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_op_has_the_same_name_everywhere(stem, place):
-    if place.startswith("benchmarks") and stem in WITHOUT_BENCHMARK:
+    if stem in ELSEWHERE and place.startswith(("benchmarks", "tests/ops")):
         assert not (ROOT / place.format(stem)).exists()
+        assert (ROOT / ELSEWHERE[stem]).is_file()
     else:
         assert (ROOT / place.format(stem)).is_file(), f"{place.format(stem)} is missing"
 

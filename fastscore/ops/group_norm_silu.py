@@ -289,8 +289,8 @@ class _Fold:
 
 
 def _where_needed(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Optional]:
-    # neither a generator nor zip: dynamo of torch 2.9 traces neither
-    return [g if needed[k] else None for k, g in enumerate(gradients)]
+    # dynamo of torch 2.9 inlines no generator, and takes any `strict=` for True
+    return [g if need else None for g, need in zip(gradients, needed)]  # noqa: B905
 
 
 def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:

@@ -188,20 +188,22 @@ void finish_jvp(View<T> view, int64_t g) {
   }
 }
 
-// Whether |v| stays where exp(-v) is finite: no element of a group lies further than sqrt(count) standard deviations
-// from its mean. NaN says no.
+// Whether |v| stays where exp(-v) is finite, in the channels of a group: none of its elements lies further than
+// sqrt(count) standard deviations from its mean. NaN says no.
 template <class T>
-bool in_range(View<T> view, int64_t first, int64_t last) {
-  const double root = 1.001 * __builtin_sqrt(static_cast<double>(view.group_channels() * view.args.pixels));
-  bool all = true;
-  for (int64_t c = first; c < last; ++c) {
-    const double furthest = root / view.rstd(c / view.group_channels());
-    const double v =
-        furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
-    all &= v < SiluRange<typename Acc<T>::vec>::greatest;
+struct Range {
+  View<T> view;
+  double furthest;  // |x - center| at most, with some air for rounding
+
+  Range(View<T> view, int64_t g) : view(view) {
+    const double count = static_cast<double>(view.group_channels() * view.args.pixels);
+    furthest = 1.001 * __builtin_sqrt(count) / view.rstd(g);
   }
-  return all;
-}
+  bool holds(int64_t c) const {
+    const double v = furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
+    return v < SiluRange<typename Acc<T>::vec>::greatest;
+  }
+};
 
 // ------------------------------------------------------------------------------------------ elements
 
@@ -441,8 +443,9 @@ void contiguous_group(View<T> view, int64_t g) {
     }
     args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
   }
+  const Range<T> range(view, g);
   for (int64_t c = first; c < last; ++c)
-    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), in_range<T>(view, c, c + 1), ahead);
+    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), range.holds(c), ahead);
 }
 
 template <class T, bool with_silu>
@@ -595,7 +598,9 @@ void channels_last_write(const Args& args, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const View<T> view{args, t / args.blocks};
     const Block<T> block(view, t % args.blocks);
-    const bool ranged = in_range<T>(view, 0, args.channels);
+    bool ranged = args.kind == Kind::forward;
+    for (int64_t g = 0, c = 0; g < args.groups && ranged; ++g)
+      for (const Range<T> range(view, g); c < (g + 1) * view.group_channels() && ranged; ++c) ranged = range.holds(c);
     const ManyChannels<T> coefficients(view);
     const int64_t sample = args.channels * args.pixels;
     const bool fits = sample * static_cast<int64_t>(sizeof(T)) <= prefetch_limit && view.n + 1 < args.batch;
