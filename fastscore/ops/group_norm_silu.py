@@ -132,16 +132,26 @@ def _needs_function(*tensors: Optional) -> bool:
 
 
 # The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors
-# and settings. Inside, weight and bias may be (N, C) too: so vmap folds its dimension into the batch. `forward` takes
-# *args because torch binds the arguments to its signature at every call, which costs some microseconds a name.
+# and settings. Inside, weight and bias may be (N, C) too: so vmap folds its dimension into the batch. What dynamo does
+# not see takes *args: torch binds arguments to the signature at every call, which costs some microseconds a name.
 
 
 class _GroupNormSiLU(torch.autograd.Function):
     """Reverse mode. Gives y, mean and rstd; the statistics are for the derivatives alone."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _fwd(*args)
+    def forward(  # spelled out: dynamo counts the parameters
+        x: Tensor,
+        weight: Optional,
+        bias: Optional,
+        add: Optional,
+        scale: Optional,
+        shift: Optional,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _fwd(x, weight, bias, add, scale, shift, num_groups, eps, silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -159,6 +169,10 @@ class _GroupNormSiLU(torch.autograd.Function):
 
 class _TransformableGroupNormSiLU(_GroupNormSiLU):
     """The same with forward mode, vmap and higher derivatives."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _fwd(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -200,7 +200,8 @@ struct Range {
     furthest = 1.001 * __builtin_sqrt(count) / view.rstd(g);
   }
   bool holds(int64_t c) const {
-    const double v = furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
+    const double v =
+        furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
     return v < SiluRange<typename Acc<T>::vec>::greatest;
   }
 };
