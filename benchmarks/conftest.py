@@ -9,12 +9,19 @@ replays them. Tables and JSON are pytest-benchmark's own; `extra_info` adds spee
     python scripts/benchmark_table.py out/benchmarks.json README.md
 """
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastscore.testing.timing import Case, Result, machine, race
+
+# The compiler's cache does not tell ATEN_CPU_CAPABILITY apart, and code cached for wider vectors computes garbage.
+_CACHE = Path(tempfile.gettempdir(), f"fastscore-inductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHE))
 
 CONTENDERS = ("eager", "torch.compile", "fastscore")
 
