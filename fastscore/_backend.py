@@ -6,12 +6,13 @@
     cuda        CUDA C++, for CUDA tensors
 
 "auto" takes the fastest one that is there for the tensors of each call. The environment variable FASTSCORE_BACKEND sets
-the choice at import, `with fastscore.backend(...)` for a block. The choice holds for the whole process, all threads.
+it for a process, `with fastscore.backend(...)` for a block. The choice holds for all threads.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -75,13 +76,15 @@ def resolve(device: torch.device) -> str:
     """The backend that runs an op on tensors of this device, under the present choice.
 
     Raises:
-        ValueError: the backend asked for does not take tensors of this device.
+        ValueError: the backend asked for does not take tensors of this device, or FASTSCORE_BACKEND names none.
+        BackendUnavailableError: FASTSCORE_BACKEND names one that is not there.
     """
     if forced is None:
         for name in ("cuda", "cpu"):
             if _DEVICE[name] == device.type and why_not(name) is None:
                 return name
         return "reference"
+    _from_environment(forced)
     if forced != "reference" and _DEVICE[forced] != device.type:
         raise ValueError(
             f"backend {forced!r} takes {_DEVICE[forced]} tensors, got one on {device}; "
@@ -113,4 +116,13 @@ def _check_name(name: str, names: tuple[str, ...], source: str = "backend") -> N
         raise ValueError(f"{source} must be one of {', '.join(names)}, got {name!r}")
 
 
-forced: str | None = _choose(os.environ.get("FASTSCORE_BACKEND") or "auto", "FASTSCORE_BACKEND")
+@cache
+def _from_environment(name: str) -> None:
+    """Look at FASTSCORE_BACKEND when it is first used: importing fastscore fails for no backend."""
+    if name == os.environ.get("FASTSCORE_BACKEND"):
+        _choose(name, "FASTSCORE_BACKEND")
+
+
+forced: str | None = os.environ.get("FASTSCORE_BACKEND") or None
+if forced == "auto":
+    forced = None

@@ -104,12 +104,24 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("value", "printed", "error"),
     [
-        ("reference", "reference", ""),
-        ("tpu", "", "ValueError: FASTSCORE_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'tpu'"),
+        ("reference", "imported reference", ""),
+        ("auto", "imported cpu", ""),
+        (
+            "tpu",
+            "imported",
+            "ValueError: FASTSCORE_BACKEND must be one of auto, reference, cpu, triton, cuda, got",
+        ),
+        ("triton", "imported", "BackendUnavailableError: FASTSCORE_BACKEND: 'triton' is not available: this version"),
     ],
 )
 def test_environment(value: str, printed: str, error: str) -> None:
-    code = "from fastscore import _backend; print(_backend.forced)"
+    """A name that cannot be had is an error when it is first used, not at import."""
+    code = """if True:
+        import torch
+        from fastscore import _backend
+        print("imported", end=" ", flush=True)
+        print(_backend.resolve(torch.device("cpu")))
+    """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environ | {"FASTSCORE_BACKEND": value}, capture_output=True, text=True)
     assert done.stdout.strip() == printed

@@ -19,6 +19,13 @@ CASES = {case["id"]: case for case in json.loads((GOLDEN / "score_sde.json").rea
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """The tensors are tiny: on a busy machine a second thread costs more than all else."""
+    with threads(1):
+        yield
+
+
 def golden_network(case, dtype=torch.float32):
     published = {**case["config"]["model"], **case["config"]["data"]}
     names = {field.name for field in dataclasses.fields(NCSNppConfig)}

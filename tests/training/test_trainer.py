@@ -28,6 +28,13 @@ NETWORK = NCSNppConfig(
 CONFIG = TrainingConfig(name="tiny", network=NETWORK, steps=12, batch=4, warmup=2, seed=5)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """The tensors are tiny: on a busy machine a second thread costs more than all else."""
+    with threads(1):
+        yield
+
+
 @pytest.fixture
 def images():
     return torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
