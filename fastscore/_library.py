@@ -68,17 +68,6 @@ def build_info() -> dict[str, Any]:
 _LINEAR_STEP = "Tensor[] history, Tensor coefficients, Tensor? noise, Tensor? rng, Tensor? samples"
 
 
-def _linear_step_(
-    x: Tensor,
-    history: list[Tensor],
-    coefficients: Tensor,
-    noise: Tensor | None,
-    rng: Tensor | None,
-    samples: Tensor | None,
-) -> None:
-    x.copy_(_linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples))
-
-
 def _linear_step_out(
     x: Tensor,
     history: list[Tensor],
@@ -88,6 +77,10 @@ def _linear_step_out(
     samples: Tensor | None,
 ) -> Tensor:
     return _linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples)
+
+
+def _linear_step_(x: Tensor, *rest: Any) -> None:
+    x.copy_(_linear_step_out(x, *rest))
 
 
 define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out)

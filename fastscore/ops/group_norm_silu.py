@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastscore import _backend, _checks, _library
+from fastscore.ops._derivatives import needs_function
 
 _reference = import_module("fastscore.reference.group_norm_silu")
 _ops = torch.ops.fastscore
@@ -74,7 +74,7 @@ def group_norm_silu(
     if torch.compiler.is_compiling():
         # Dynamo takes no Function that defines jvp or vmap.
         return _GroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
-    if _needs_function(*tensors):
+    if needs_function(*tensors):
         return _TransformableGroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
     return _fwd(*tensors, num_groups, eps, silu)[0]
 
@@ -122,13 +122,6 @@ def _parameter(name: str, value: Optional, x: Tensor, shape: tuple[int, ...], me
         accepted = "float64" if x.dtype is torch.float64 else "float32, bfloat16 or float16"
         _checks.wrong_type(_OP, name, f"be {accepted} for {x.dtype} x", value.dtype)
     _checks.same_device(_OP, name, value, x)
-
-
-def _needs_function(*tensors: Optional) -> bool:
-    """Whether autograd, forward-mode derivatives or a functorch transform have to know of the call."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 # The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors
@@ -183,7 +176,7 @@ class _TransformableGroupNormSiLU(_GroupNormSiLU):
     def backward(ctx: Any, *grads: Optional) -> Result:
         grad_y = grads[0]
         tensors = ctx.saved_tensors
-        if _needs_function(grad_y, *tensors):
+        if needs_function(grad_y, *tensors):
             gradients = _Vjp.apply(grad_y, *tensors, ctx.num_groups, ctx.eps, ctx.silu)
         else:
             gradients = _bwd(grad_y, *tensors, ctx.num_groups, ctx.silu)

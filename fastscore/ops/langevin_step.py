@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _backend, _checks, reference
-from fastscore.ops.linear_step import _needs_function
+from fastscore.ops._derivatives import needs_function
 
 _langevin_step = torch.ops.fastscore.langevin_step.default
 _langevin_step_ = torch.ops.fastscore.langevin_step_.default
@@ -53,7 +53,7 @@ def langevin_step(
     _check("langevin_step", x, h, coefficients, noise, rng, samples, per_sample)
     if _backend.reference_asked(x.device):
         return reference.langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample)
-    if _needs_function(x, h, coefficients, noise):
+    if needs_function(x, h, coefficients, noise):
         if not torch.compiler.is_compiling():
             return _TransformableLangevinStep.apply(x, h, coefficients, noise, rng, samples, per_sample)
         # Dynamo refuses a Function that defines jvp or vmap, and any Function inside torch.func.
@@ -80,7 +80,7 @@ def langevin_step_(
     `h` and `noise` may be `x` itself, but not overlap it in part. Where a derivative is taken, a copy is made.
     """
     _check("langevin_step_", x, h, coefficients, noise, rng, samples, per_sample)
-    if _backend.reference_asked(x.device) or _needs_function(x, h, coefficients, noise):
+    if _backend.reference_asked(x.device) or needs_function(x, h, coefficients, noise):
         return x.copy_(langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample))
     _langevin_step_(x, h, coefficients, noise, rng, samples, per_sample)
     return x

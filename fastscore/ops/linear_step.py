@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastscore import _backend, _checks, reference
+from fastscore.ops._derivatives import needs_function
 
 MAX_HISTORY = 4
 _COLUMNS = tuple(
@@ -58,7 +58,7 @@ def linear_step(
     _check("linear_step", x, history, coefficients, noise, rng, samples)
     if _backend.reference_asked(x.device):
         return reference.linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples)
-    if _needs_function(x, coefficients, noise, *history):
+    if needs_function(x, coefficients, noise, *history):
         if not torch.compiler.is_compiling():
             return _TransformableLinearStep.apply(x, coefficients, noise, rng, samples, *history)
         # Dynamo refuses a Function that defines jvp or vmap, and every Function inside torch.func.
@@ -83,7 +83,7 @@ def linear_step_(
     """
     _check("linear_step_", x, history, coefficients, noise, rng, samples)
     asked = _backend.reference_asked(x.device)
-    if asked or _needs_function(x, coefficients, noise, *history):
+    if asked or needs_function(x, coefficients, noise, *history):
         return x.copy_(linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples))
     _linear_step_(x, history, coefficients, noise, rng, samples)
     return x
@@ -106,17 +106,6 @@ def _check(
     _checks.match(op, "history", history, x)
     _checks.coefficients(op, coefficients, x, len(history) + 2, _COLUMNS[len(history)])
     _checks.noise_source(op, x, noise, rng, samples)
-
-
-def _needs_function(*tensors: Tensor | None) -> bool:
-    """Whether autograd, forward-mode derivatives or a functorch transform have to know of the call."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return True
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
 
 
 def _columns(coefficients: Tensor, *which: int) -> Tensor:

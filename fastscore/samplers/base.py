@@ -47,6 +47,8 @@ class Sampler(ABC):
         ValueError, TypeError: for arguments outside what is listed, before any work is done.
     """
 
+    norm = "batch"
+
     def __init__(
         self,
         sde: SDE,
@@ -71,8 +73,6 @@ class Sampler(ABC):
         self.sde, self.model = sde, model
         self.steps, self.eps, self.denoise = steps, float(eps), bool(denoise)
         self.convention = convention or convention_of(model, sde)
-
-    norm = "batch"
 
     @abstractmethod
     def plan(self) -> Plan:
@@ -147,8 +147,8 @@ class Sampler(ABC):
                     f"{name}: the latent must be a floating-point tensor of shape (B, ...), "
                     f"got {latent.dtype} of shape {tuple(latent.shape)}"
                 )
-            # clone: the loop writes in place
-            return latent.detach().to(device or latent.device, dtype or latent.dtype).clone(), source
+            # a copy: the loop writes in place
+            return latent.detach().to(device or latent.device, dtype or latent.dtype, copy=True), source
         shape = tuple(shape_or_latent)
         if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
             raise ValueError(f"{name}: the shape must be (B, ...) in integers >= 0, got {shape}")

@@ -43,9 +43,8 @@ class EulerMaruyamaSampler(Sampler):
         times = torch.linspace(sde.T, self.eps, steps + 1, dtype=torch.float64)
         update = euler_maruyama(sde, times[:-1], times[:-1] - times[1:], self.probability_flow)
         if self.denoise:
-            update.noise_factor[-1] = 0
-        table = make_steps("euler_maruyama", update, sde, self.convention, times[:-1])
-        self._plan = Plan(tuple(table), self.convention.label == "noise_index")
+            update = update.denoised()
+        self._plan = Plan(tuple(make_steps("euler_maruyama", update, sde, self.convention, times[:-1])))
 
     def plan(self) -> Plan:
         return self._plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ class Update:
     score_factor: Tensor
     noise_factor: Tensor
 
+    def denoised(self) -> Update:
+        """The same without the noise of its last row."""
+        noise_factor = self.noise_factor.clone()
+        noise_factor[-1] = 0
+        return replace(self, noise_factor=noise_factor)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -39,14 +45,14 @@ class Step:
         kind: ``"linear"``: ``x <- a x + b h + s z`` with ``coefficients = (a, b, s)``; ``"langevin"``:
             ``g = p x + q h, e = tau (|z| / |g|)^2, x <- x + e g + sqrt(2 e) z`` with ``coefficients = (p, q, tau)``.
         t: the time.
-        label: what the network is told.
+        label: what the network is told; an integer where the convention counts noise levels.
         input_scale: factor of x in front of the network.
     """
 
     name: str
     kind: str
     t: float
-    label: float
+    label: float | int
     input_scale: float
     coefficients: tuple[float, float, float]
 
@@ -59,7 +65,6 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
-    integer_labels: bool = False
 
     @property
     def nfe(self) -> int:
@@ -72,8 +77,9 @@ class Plan:
 
     def labels(self, batch: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """All labels, one row a step, repeated over the batch: shape (steps, batch), int64 for integer labels."""
-        labels = torch.tensor([s.label for s in self.steps], dtype=torch.float64)
-        labels = labels.to(device, torch.int64 if self.integer_labels else dtype)
+        integer = bool(self.steps) and all(isinstance(s.label, int) for s in self.steps)
+        labels = torch.tensor([s.label for s in self.steps], dtype=torch.int64 if integer else torch.float64)
+        labels = labels.to(device, torch.int64 if integer else dtype)
         return labels[:, None].expand(-1, batch).contiguous()
 
     def input_scales(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor | None:

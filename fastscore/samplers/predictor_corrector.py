@@ -89,9 +89,9 @@ class PCSampler(Sampler):
         if predict is not None:
             update = predict(self.sde, times, n, self.probability_flow)
             if self.denoise:
-                update.noise_factor[-1] = 0
+                update = update.denoised()
             predictions = make_steps(self.predictor, update, self.sde, self.convention, times)
         steps: list[Step] = []
         for i in range(n):
             steps += corrections[i : i + 1] * self.corrector_steps + predictions[i : i + 1]
-        return Plan(tuple(steps), self.convention.label == "noise_index")
+        return Plan(tuple(steps))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from fastscore import _backend, _library, reference
+from fastscore._checks import accumulation_dtype
 from fastscore.ops import langevin_step, langevin_step_, philox_normal
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
@@ -25,10 +26,6 @@ SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 
 
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def make_case(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
@@ -41,7 +38,7 @@ def make_case(
     coefficients = torch.tensor([0.2, -1.3, 0.05], dtype=torch.float64)
     if rows:
         coefficients = coefficients * make_input((len(x), 3), dtype=torch.float64, scale=0.1, mean=1.0, seed=90)
-    coefficients = coefficients.to(accumulation(dtype))
+    coefficients = coefficients.to(accumulation_dtype(dtype))
     if noise == "given":
         return x, h, coefficients, {"noise": make_input(shape, layout, dtype=dtype, seed=91)}
     return x, h, coefficients, {"rng": RNG, "samples": torch.arange(len(x)) * 3 + 2**33}
@@ -303,7 +300,7 @@ def test_gradients_within_budget(dtype: torch.dtype, per_sample: bool) -> None:
         x, h, coefficients, keywords = make_case((3, 3, 8, 9), torch.float64, "channels_last", "given", rows=True)
         leaves = [x, h, keywords["noise"]]
         leaves = [t.to(low).to(dtype).requires_grad_() for t in leaves]
-        rows = coefficients.to(accumulation(low)).to(accumulation(dtype)).requires_grad_()
+        rows = coefficients.to(accumulation_dtype(low)).to(accumulation_dtype(dtype)).requires_grad_()
         out = function(leaves[0], leaves[1], rows, noise=leaves[2], per_sample=per_sample)
         weights = make_input((3, 3, 8, 9), dtype=torch.float64, seed=5).to(low).to(dtype)
         return list(torch.autograd.grad(out, [*leaves, rows], weights))

@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from fastscore import _backend, _library, reference
+from fastscore._checks import accumulation_dtype
 from fastscore.ops import linear_step, linear_step_
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
@@ -25,10 +26,6 @@ SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 
 
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def make_case(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
@@ -41,7 +38,7 @@ def make_case(
     x = make_input(shape, layout, dtype=dtype)
     history = [make_input(shape, layout, dtype=dtype, seed=k + 1) for k in range(terms)]
     batch = x.shape[0]
-    rows = make_input((batch, terms + 2) if per_sample else (terms + 2,), dtype=accumulation(dtype), seed=90)
+    rows = make_input((batch, terms + 2) if per_sample else (terms + 2,), dtype=accumulation_dtype(dtype), seed=90)
     if noise == "drawn":
         return x, history, rows, {"rng": RNG, "samples": torch.arange(batch) * 3 + 2**33}
     if noise == "given":
@@ -350,7 +347,7 @@ def test_gradients_within_budget(dtype: torch.dtype, noise: str) -> None:
         leaves = [
             x.to(low).to(dtype),
             *(h.to(low).to(dtype) for h in history),
-            rows.to(accumulation(low)).to(accumulation(dtype)),
+            rows.to(accumulation_dtype(low)).to(accumulation_dtype(dtype)),
         ]
         if noise == "given":
             leaves.append(keywords.pop("noise").to(low).to(dtype))

@@ -4,56 +4,12 @@
 #include "cpu/simd/group_norm_silu.h"
 
 #include "cpu/simd/silu.h"
+#include "cpu/simd/tails.h"
 #include "cpu/simd/vec.h"
 
 #define FASTSCORE_MEMBER inline __attribute__((always_inline))
 
 namespace fastscore::FASTSCORE_ISA {
-
-// ------------------------------------------------------------------------------------------ whole vectors and tails
-
-struct Whole {};
-struct First {
-  std::int64_t n;
-};
-
-template <class T>
-FASTSCORE_INLINE auto load(const T* from, Whole) {
-  return load(from);
-}
-template <class T>
-FASTSCORE_INLINE auto load(const T* from, First tail) {
-  return load_n(from, tail.n);
-}
-template <class T, class V>
-FASTSCORE_INLINE void store(T* to, V value, Whole) {
-  store(to, value);
-}
-template <class T, class V>
-FASTSCORE_INLINE void store(T* to, V value, First tail) {
-  store_n(to, value, tail.n);
-}
-// Zero in the lanes that are not there.
-template <class V>
-FASTSCORE_INLINE V keep(V value, Whole) {
-  return value;
-}
-FASTSCORE_INLINE vf32 keep(vf32 value, First tail) {
-  return first_lanes32(tail.n) ? value : splat(0.0f);
-}
-FASTSCORE_INLINE vf64 keep(vf64 value, First tail) {
-  return first_lanes64(tail.n) ? value : splat(0.0);
-}
-
-// f(i, Whole or First) for the vectors of n elements.
-template <class T, class F>
-FASTSCORE_INLINE void each_vector(std::int64_t n, F&& f) {
-  constexpr int lanes = Acc<T>::lanes;
-  std::int64_t i = 0;
-#pragma GCC unroll 2
-  for (; i + lanes <= n; i += lanes) f(i, Whole{});
-  if (i < n) f(i, First{n - i});
-}
 
 namespace {
 

@@ -5,7 +5,7 @@
 // `part` is Whole{}, or First{count} for the last few elements; loads beyond them give 0, stores do not reach them.
 #pragma once
 
-#include "vec.h"
+#include "cpu/simd/vec.h"
 
 namespace fastscore::FASTSCORE_ISA {
 
