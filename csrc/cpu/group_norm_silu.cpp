@@ -67,7 +67,8 @@ struct Call {
     TORCH_CHECK_VALUE(shared || sizes == at::IntArrayRef({args.batch, args.channels}), "group_norm_silu: ", name,
                       " must have shape (C,) or (N, C) = (", args.batch, ", ", args.channels, "), got ", sizes);
     TORCH_CHECK_VALUE(tensor->device().is_cpu(), "group_norm_silu: ", name, " must be on cpu, got ", tensor->device());
-    const at::Tensor& use = keep.emplace_back(tensor->to(real).contiguous());
+    const bool ready = tensor->scalar_type() == real && tensor->is_contiguous();
+    const at::Tensor& use = ready ? *tensor : keep.emplace_back(tensor->to(real).contiguous());
     return {use.const_data_ptr(), shared ? 0 : args.channels};
   }
 

@@ -104,16 +104,19 @@ def _check(
         _checks.wrong_value(_OP, "eps", "be finite and at least 0", eps)
     if not isinstance(silu, bool):
         _checks.wrong_type(_OP, "silu", "be a bool", type(silu).__name__)
-    _parameter("weight", weight, x, (c,), "(C,)")
-    _parameter("bias", bias, x, (c,), "(C,)")
-    _parameter("add", add, x, (n, c), "(N, C)")
-    _parameter("scale", scale, x, (n, c), "(N, C)")
-    _parameter("shift", shift, x, (n, c), "(N, C)")
+    if weight is not None:
+        _parameter("weight", weight, x, (c,), "(C,)")
+    if bias is not None:
+        _parameter("bias", bias, x, (c,), "(C,)")
+    if add is not None:
+        _parameter("add", add, x, (n, c), "(N, C)")
+    if scale is not None:
+        _parameter("scale", scale, x, (n, c), "(N, C)")
+    if shift is not None:
+        _parameter("shift", shift, x, (n, c), "(N, C)")
 
 
-def _parameter(name: str, value: Optional, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    if value is None:
-        return
+def _parameter(name: str, value: object, x: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if not isinstance(value, Tensor):
         _checks.wrong_type(_OP, name, "be a tensor", type(value).__name__)
     if value.shape != shape:
@@ -121,7 +124,8 @@ def _parameter(name: str, value: Optional, x: Tensor, shape: tuple[int, ...], me
     if value.dtype not in (_DOUBLE if x.dtype is torch.float64 else _LOW):
         accepted = "float64" if x.dtype is torch.float64 else "float32, bfloat16 or float16"
         _checks.wrong_type(_OP, name, f"be {accepted} for {x.dtype} x", value.dtype)
-    _checks.same_device(_OP, name, value, x)
+    if value.device != x.device:
+        _checks.same_device(_OP, name, value, x)
 
 
 # The Functions below take x, five parameters (weight, bias, add, scale, shift; each may be None), and further tensors

@@ -144,23 +144,14 @@ void finish_jvp(View<T> view, int64_t g) {
   }
 }
 
-// Whether |v| stays where exp(-v) is finite, in the channels of a group: none of its elements lies further than
-// sqrt(count) standard deviations from its mean. NaN says no.
+// Whether |v| stays where exp(-v) is finite in channel c, if `squares` is the sum of (x - mean)^2 over elements that
+// include those of the channel: then none of them lies further than its root from the mean. NaN says no.
 template <class T>
-struct Range {
-  View<T> view;
-  double furthest;  // |x - center| at most, with some air for rounding
-
-  Range(View<T> view, int64_t g) : view(view) {
-    const double count = static_cast<double>(view.group_channels() * view.args.pixels);
-    furthest = 1.001 * __builtin_sqrt(count) / view.rstd(g);
-  }
-  bool holds(int64_t c) const {
-    const double v =
-        furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
-    return v < SiluRange<typename Acc<T>::vec>::greatest;
-  }
-};
+bool in_range(View<T> view, int64_t c, double squares) {
+  const double furthest = 1.001 * __builtin_sqrt(squares);
+  const double v = furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
+  return v < SiluRange<typename Acc<T>::vec>::greatest;
+}
 
 // ------------------------------------------------------------------------------------------ elements
 
@@ -368,9 +359,9 @@ void contiguous_group(View<T> view, int64_t g) {
   const Args& args = view.args;
   const int64_t d = view.group_channels(), pixels = args.pixels, size = d * pixels;
   const int64_t first = g * d, last = first + d;
+  Statistics statistics;
   int64_t ahead = 0;
   if (args.kind == Kind::forward) {
-    Statistics statistics;
     const bool flat = args.value.add.data == nullptr;  // without `add` the rows of a group need not be told apart
     const int64_t row = flat ? size : pixels;
     for (int64_t at = 0; at < size; at += row) {
@@ -400,9 +391,10 @@ void contiguous_group(View<T> view, int64_t g) {
     }
     args.kind == Kind::backward ? finish_backward<T>(view, g) : finish_jvp<T>(view, g);
   }
-  const Range<T> range(view, g);
-  for (int64_t c = first; c < last; ++c)
-    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), range.holds(c), ahead);
+  for (int64_t c = first; c < last; ++c) {
+    const bool ranged = args.kind == Kind::forward && in_range<T>(view, c, statistics.squares);
+    write_row<T, with_silu>(view, c * pixels, pixels, OneChannel<T>(view, c), ranged, ahead);
+  }
 }
 
 template <class T, bool with_silu>
@@ -536,6 +528,9 @@ void channels_last_finish(const Args& args, int64_t begin, int64_t end) {
         for (int64_t c = g * d; c < (g + 1) * d; ++c) sum += squares[c];
         normalize<T>(view, g, mean[g * d] + view.number(args.value.add, g * d, 0), sum);
       }
+      bool ranged = true;
+      for (int64_t c = 0; c < args.channels; ++c) ranged &= in_range<T>(view, c, squares[c]);
+      total[0] = ranged;  // for channels_last_write
     } else {
       for (int k = 0; k < 3; ++k)
         sum_blocks<T>(view, view.sum(k), [&](const Block<T>& block, int64_t, int64_t i) {
@@ -555,9 +550,7 @@ void channels_last_write(const Args& args, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const View<T> view{args, t / args.blocks};
     const Block<T> block(view, t % args.blocks);
-    bool ranged = args.kind == Kind::forward;
-    for (int64_t g = 0, c = 0; g < args.groups && ranged; ++g)
-      for (const Range<T> range(view, g); c < (g + 1) * view.group_channels() && ranged; ++c) ranged = range.holds(c);
+    const bool ranged = args.kind == Kind::forward && view.sum(0)[0] != 0;
     const ManyChannels<T> coefficients(view);
     const int64_t sample = args.channels * args.pixels;
     const bool fits = sample * static_cast<int64_t>(sizeof(T)) <= prefetch_limit && view.n + 1 < args.batch;

@@ -191,17 +191,38 @@ FASTSCORE_INLINE vi64 first_lanes64(std::int64_t n) {
 
 // ---------------------------------------------------------------------------------------------- 16-bit conversions
 
+// Zeros in front of 16 bits, and away again. GCC 12 goes through halves of vectors for __builtin_convertvector.
+FASTSCORE_INLINE vu32 lengthen(vu16_half bits) {
+#if defined(__AVX512F__)
+  return bit_cast<vu32>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<vu32>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, vu32);
+#endif
+}
+
+FASTSCORE_INLINE vu16_half shorten(vu32 bits) {
+#if defined(__AVX512F__)
+  return bit_cast<vu16_half>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(bits)));
+#elif defined(__AVX2__)
+  const __m256i twice = _mm256_packus_epi32(bit_cast<__m256i>(bits), bit_cast<__m256i>(bits));
+  return bit_cast<vu16_half>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(twice, 0x08)));
+#else
+  return __builtin_convertvector(bits, vu16_half);
+#endif
+}
+
 FASTSCORE_INLINE vf32 widen(vu16_half bits, bf16) {
-  return bit_cast<vf32>(__builtin_convertvector(bits, vu32) << 16);
+  return bit_cast<vf32>(lengthen(bits) << 16);
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN (quiet).
 FASTSCORE_INLINE vu16_half narrow(vf32 value, bf16) {
   const vu32 bits = bit_cast<vu32>(value);
   const vu32 rounded = (bits + (splat(0x7FFFu) + ((bits >> 16) & splat(1u)))) >> 16;
-  const vu32 nan = (bits >> 16) | splat(0x0040u);
-  return __builtin_convertvector(bit_cast<vu32>(value != value ? bit_cast<vi32>(nan) : bit_cast<vi32>(rounded)),
-                                 vu16_half);
+  // The carry may have turned a NaN into anything; these bits make it one again.
+  return shorten(rounded | (bit_cast<vu32>(value != value) & splat(0x7FC0u)));
 }
 
 FASTSCORE_INLINE vf32 widen(vu16_half bits, f16) {
