@@ -35,7 +35,7 @@ void run(const at::Tensor& out, const at::Tensor& x, at::TensorList history, con
   const std::int64_t sample_size = args.pixels * args.channels;
   bool flat = true;  // all samples of all operands lie one behind the other
 
-  c10::SmallVector<at::Tensor, 4> keep;  // copies live until the kernel has been launched
+  c10::SmallVector<at::Tensor, max_history> keep;  // copies live until the kernel has been launched
   const auto operand = [&](const at::Tensor& tensor) {
     const at::Tensor* use = &tensor;
     if (!has_layout(tensor, layout)) use = &keep.emplace_back(to_layout(tensor, layout));

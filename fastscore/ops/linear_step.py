@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscore import _backend, _checks, reference
 from fastscore.ops._derivatives import needs_function
 
-MAX_HISTORY = 4
+MAX_HISTORY = 6
 _COLUMNS = tuple(
     f"[{', '.join(['a', *(f'b_{k + 1}' for k in range(count)), 's'])}]" for count in range(MAX_HISTORY + 1)
 )
@@ -37,7 +37,7 @@ def linear_step(
 
     Args:
         x: (B, ...), float32, float64, bfloat16 or float16; any memory format.
-        history: K <= 4 tensors of the shape, dtype and device of `x`.
+        history: K <= 6 tensors of the shape, dtype and device of `x`.
         coefficients: [a, b_1 ... b_K, s], shape (K + 2,) or one row per sample (B, K + 2); float32, or float64 where
             `x` is float64; on the device of `x`.
         noise: z, of the shape and dtype of `x`.

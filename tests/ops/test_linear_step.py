@@ -92,7 +92,7 @@ def test_parity_by_layout(layout: str, dtype: torch.dtype) -> None:
 
 
 @native
-@pytest.mark.parametrize("terms", range(5))
+@pytest.mark.parametrize("terms", range(7))
 def test_parity_by_history(terms: int) -> None:
     for noise in ("drawn", "given", "none"):
         x, history, rows, keywords = make_case((3, 50), terms=terms, noise=noise)
@@ -267,6 +267,7 @@ def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
         for dtype in DTYPES
         for noise in ("drawn", "given")
     ]
+    cases += [make_case((2, 37), terms=6, noise=noise) for noise in ("drawn", "given")]
     special = torch.tensor(
         [[0.0, -0.0, 1e-8, 6e-8, 6.2e-5, 65504.0, 65520.0, 1e6, float("inf"), -float("inf"), float("nan")]]
     )
@@ -511,7 +512,7 @@ BAD = [
     (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", {"x": X.long()}),
     (ValueError, r"x must have a batch dimension, got shape \(\)", {"x": torch.tensor(1.0)}),
     (TypeError, "history must be a sequence of tensors, got a tensor", {"history": X}),
-    (ValueError, "history must hold at most 4 tensors, got 5", {"history": [X] * 5}),
+    (ValueError, "history must hold at most 6 tensors, got 7", {"history": [X] * 7}),
     (TypeError, r"history\[0\] must be a tensor, got float", {"history": [1.0]}),
     (TypeError, r"history\[1\] must have the dtype of x, torch.float32, got torch.int8", {"history": [X, X.char()]}),
     (ValueError, r"history\[0\] must have the shape of x, \(2, 3\), got \(3, 2\)", {"history": [X.t()]}),

@@ -33,8 +33,9 @@ void update(T* out, const T* x, const T* const* term, const typename Acc<T>::sca
 template <class T>
 void run(const LinearStepArgs& args, LinearStepTiles tiles, std::int64_t begin, std::int64_t end) {
   using Real = typename Acc<T>::scalar;
-  constexpr decltype(&update<T, 0>) updates[] = {update<T, 0>, update<T, 1>, update<T, 2>,
-                                                 update<T, 3>, update<T, 4>, update<T, 5>};
+  constexpr decltype(&update<T, 0>) updates[] = {update<T, 0>, update<T, 1>, update<T, 2>, update<T, 3>,
+                                                 update<T, 4>, update<T, 5>, update<T, 6>, update<T, 7>};
+  static_assert(sizeof updates / sizeof *updates == max_history + 2);  // the noise may be a term
   Real noise[linear_step_tile], row[linear_step_tile];
   for (std::int64_t tile = begin; tile < end; ++tile) {
     const std::int64_t sample = tile / tiles.per_sample;

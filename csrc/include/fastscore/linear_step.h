@@ -7,7 +7,7 @@
 
 namespace fastscore {
 
-inline constexpr int max_history = 4;
+inline constexpr int max_history = 6;
 
 struct LinearStepArgs {
   // A tensor of the batch: every sample is dense, in the one layout below; samples lie `stride` elements apart.
