@@ -5,7 +5,7 @@ is meant to test (`fastscore.sde`, `fastscore.score`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,9 @@ class Data(Protocol):
 
     def score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The score of the law of alpha x_0 + sigma eps at x [B, ...], with alpha and sigma [B], in float64."""
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | alpha x_0 + sigma eps = x], likewise; alpha may be 0."""
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n exact samples, float64."""
@@ -63,6 +66,11 @@ class Gaussian:
         variance = alpha.square()[..., None] * values + sigma.square()[..., None]
         whitened = (centered @ basis) / variance
         return torch.neg(whitened @ basis.T).reshape(x.shape)
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """mean - alpha C score."""
+        shift = self.score(x, alpha, sigma).reshape(x.shape[0], -1) @ self.covariance.double()
+        return torch.sub(self.mean.double(), _rows(alpha, x) * shift.reshape(x.shape))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -102,11 +110,23 @@ class Mixture:
         squares = (x.double().flatten(1)[:, None] - means).square().sum(-1)
         return torch.softmax(self.weights.double().log() - squares / (2 * variance[..., None]), -1)
 
+    def component_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """sum_k r_k mean_k with r the responsibilities."""
+        return torch.tensordot(self.responsibilities(x, alpha, sigma), self.means.double(), 1)
+
+    def variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Of every component after perturbation: alpha^2 std^2 + sigma^2."""
+        return torch.add(alpha.double().square() * self.std**2, sigma.double().square())
+
     def score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """-(x - alpha sum_k r_k mean_k) / (alpha^2 std^2 + sigma^2) with r the responsibilities."""
-        posterior = torch.tensordot(self.responsibilities(x, alpha, sigma), self.means.double(), 1)
-        variance = alpha.double().square() * self.std**2 + sigma.double().square()
-        return torch.div(_rows(alpha, x) * posterior - x.double(), _rows(variance, x))
+        centered = x.double() - _rows(alpha, x) * self.component_mean(x, alpha, sigma)
+        return torch.div(-centered, _rows(self.variance(alpha, sigma), x))
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(std^2 alpha x + sigma^2 sum_k r_k mean_k) / (alpha^2 std^2 + sigma^2)."""
+        pull = _rows(sigma, x).square() * self.component_mean(x, alpha, sigma)
+        return torch.div(self.std**2 * _rows(alpha, x) * x.double() + pull, _rows(self.variance(alpha, sigma), x))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -146,38 +166,62 @@ def vp_perturbation(
     return perturb
 
 
-class AnalyticModel(nn.Module):
-    """A network with the exact answer: forward(x, label) evaluates in float64, returns the dtype of x.
+class RecordingModel(nn.Module):
+    """A network given by `evaluate` in float64: forward(x, label) returns the dtype of x, and counts and records.
+
+    Attributes:
+        calls: how often forward ran.
+        record: whether to keep what forward is given.
+        labels: the label of every recorded call.
+        keep: the numbers, from 0, of the calls whose x is to be recorded too.
+        inputs: call number -> x.
+    """
+
+    def __init__(self, record: bool = False, keep: Collection[int] = ()) -> None:
+        super().__init__()
+        self.calls, self.record, self.keep = 0, record, keep
+        self.labels: list[Tensor] = []
+        self.inputs: dict[int, Tensor] = {}
+
+    def evaluate(self, x: Tensor, label: Tensor) -> Tensor:
+        """The output for x [B, ...] and label [B], all float64."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        if self.record:
+            self.labels.append(label.detach().clone())
+            if self.calls in self.keep:
+                self.inputs[self.calls] = x.detach().clone()
+        self.calls += 1
+        return self.evaluate(x.double(), label.double()).to(x.dtype)
+
+
+class AnalyticModel(RecordingModel):
+    """A network with the exact answer.
 
     Args:
         data: the law of x_0.
         perturb: label -> (alpha, sigma).
-        prediction: "score", "noise" (-sigma score) or "denoised" ((x + sigma^2 score) / alpha).
-
-    Attributes:
-        calls: how often forward ran.
-        labels: the label of every call, when `record` is set.
+        prediction: "score", "noise" (-sigma score), "denoised" (E[x_0 | x]) or "v" (alpha noise - sigma denoised).
     """
 
     def __init__(self, data: Data, perturb: Perturbation, prediction: str, record: bool = False) -> None:
-        super().__init__()
-        if prediction not in ("score", "noise", "denoised"):
-            raise ValueError(f"prediction must be 'score', 'noise' or 'denoised', got {prediction!r}")
+        super().__init__(record)
+        if prediction not in ("score", "noise", "denoised", "v"):
+            raise ValueError(f"prediction must be 'score', 'noise', 'denoised' or 'v', got {prediction!r}")
         self.data, self.perturb, self.prediction = data, perturb, prediction
-        self.calls, self.record = 0, record
-        self.labels: list[Tensor] = []
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        self.calls += 1
-        if self.record:
-            self.labels.append(label.detach().clone())
-        alpha, sigma = self.perturb(label.double())
-        out = self.data.score(x, alpha, sigma)
+    def evaluate(self, x: Tensor, label: Tensor) -> Tensor:
+        alpha, sigma = self.perturb(label)
+        if self.prediction == "denoised":
+            return self.data.denoised(x, alpha, sigma)
+        score = self.data.score(x, alpha, sigma)
+        if self.prediction == "score":
+            return score
+        noise = -_rows(sigma, x) * score
         if self.prediction == "noise":
-            out = -_rows(sigma, x) * out
-        elif self.prediction == "denoised":
-            out = (x.double() + _rows(sigma, x) ** 2 * out) / _rows(alpha, x)
-        return out.to(x.dtype)
+            return noise
+        return _rows(alpha, x) * noise - _rows(sigma, x) * self.data.denoised(x, alpha, sigma)
 
 
 class CountingModel(nn.Module):

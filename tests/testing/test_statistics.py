@@ -94,10 +94,39 @@ def test_analytic_model_converts_and_counts():
     assert score.dtype == torch.float32
     torch.testing.assert_close(noise, -0.5 * score)
     torch.testing.assert_close(denoised, x + 0.25 * score)
+    v = AnalyticModel(data, vp_perturbation(), "v")(x, 400 * sigma)
+    alpha, std = vp_perturbation()(torch.tensor(200.0, dtype=torch.float64))
+    noise, denoised = (AnalyticModel(data, vp_perturbation(), name)(x, 400 * sigma) for name in ("noise", "denoised"))
+    torch.testing.assert_close(v, (alpha * noise - std * denoised).float())
     counting = CountingModel(AnalyticModel(data, ve_perturbation, "score", record=True))
     counting(x, sigma)
     counting(x[:2], sigma[:2])
     assert (counting.calls, counting.samples, counting.model.calls) == (2, 7, 2)
     assert [len(label) for label in counting.model.labels] == [5, 2]
     with pytest.raises(ValueError, match="prediction must be"):
-        AnalyticModel(data, ve_perturbation, "v")
+        AnalyticModel(data, ve_perturbation, "x0")
+
+
+def test_recording_model_keeps_labels_and_the_inputs_asked_for():
+    model = AnalyticModel(mixture_2d(), ve_perturbation, "score", record=True)
+    model.keep = {1}
+    xs = [torch.full((2, 2, 1, 1), float(i)) for i in range(3)]
+    for i, x in enumerate(xs):
+        model(x, torch.full((2,), 1.0 + i))
+    assert model.calls == 3
+    assert [float(label[0]) for label in model.labels] == [1, 2, 3]
+    assert set(model.inputs) == {1}
+    assert torch.equal(model.inputs[1], xs[1])
+    model.record = False
+    model(xs[0], torch.ones(2))
+    assert (model.calls, len(model.labels)) == (4, 3)
+
+
+@pytest.mark.parametrize("data", [gaussian_2d(), mixture_2d()], ids=["gaussian", "mixture"])
+def test_denoised_is_tweedie_and_the_mean_where_nothing_is_left(data):
+    x = data.sample(5)
+    alpha, sigma = torch.full((5,), 0.6, dtype=torch.float64), torch.full((5,), 0.8, dtype=torch.float64)
+    tweedie = (x + 0.64 * data.score(x, alpha, sigma)) / 0.6
+    torch.testing.assert_close(data.denoised(x, alpha, sigma), tweedie, rtol=1e-12, atol=1e-12)
+    nothing = data.denoised(x, torch.zeros(5), torch.ones(5))
+    torch.testing.assert_close(nothing, data.mean.expand(5, 2, 1, 1), rtol=1e-12, atol=1e-12)
