@@ -4,6 +4,7 @@ from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import EulerMaruyamaSampler, NonFiniteError, PCSampler, Sampler
+from fastscore.schedule import DiscreteVPSDE
 from fastscore.score import Convention
 from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
 
@@ -14,6 +15,7 @@ __all__ = [
     "VPSDE",
     "BackendUnavailableError",
     "Convention",
+    "DiscreteVPSDE",
     "EulerMaruyamaSampler",
     "Noise",
     "NonFiniteError",

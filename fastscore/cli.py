@@ -160,7 +160,9 @@ def _sample(args: argparse.Namespace) -> None:
     )
 
 
-def _draw(sampler: fastscore.Sampler, model: models.NCSNpp, num: int, batch: int, seed: int) -> Tensor:
+def _draw(
+    sampler: fastscore.samplers.FixedStepSampler, model: models.NCSNpp, num: int, batch: int, seed: int
+) -> Tensor:
     """Samples 0 ... num - 1 of the seed, `batch` at a time."""
     from tqdm import tqdm
 
@@ -215,7 +217,7 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-_SAMPLERS: dict[str, Callable[..., fastscore.Sampler]] = {
+_SAMPLERS: dict[str, Callable[..., fastscore.samplers.FixedStepSampler]] = {
     "em": fastscore.EulerMaruyamaSampler,
     "pc": fastscore.PCSampler,
 }

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fastscore"
 LAYERS = [
     ["_checks", "_output", "kernels"],
     ["sde"],
+    ["schedule"],
     ["score", "reference"],
     ["_library"],
     ["_backend"],

@@ -1,8 +1,9 @@
 """Samplers: tables of coefficients and the loop that runs them."""
 
-from fastscore.samplers.base import SampleInfo, Sampler
+from fastscore.samplers.base import FixedStepSampler, SampleInfo, Sampler
 from fastscore.samplers.correctors import CORRECTORS
 from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
+from fastscore.samplers.hooks import Hook, Moment
 from fastscore.samplers.loop import NonFiniteError
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
@@ -12,6 +13,9 @@ __all__ = [
     "CORRECTORS",
     "PREDICTORS",
     "EulerMaruyamaSampler",
+    "FixedStepSampler",
+    "Hook",
+    "Moment",
     "NonFiniteError",
     "PCSampler",
     "Plan",

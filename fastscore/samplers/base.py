@@ -1,7 +1,8 @@
-"""What every fixed-step sampler does with its plan: start, loop, check, return."""
+"""What all samplers share, and what every fixed-step sampler does with its plan: start, loop, check, return."""
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,71 +13,65 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.noise import Noise, as_noise
+from fastscore.samplers.hooks import Hook, Hooks
 from fastscore.samplers.loop import run_plan
 from fastscore.samplers.plan import Plan, Step
+from fastscore.samplers.table import Table
 from fastscore.score import Convention, convention_of
-from fastscore.sde import SDE
+from fastscore.sde import SDE, VESDE
 
-__all__ = ["Callback", "SampleInfo", "Sampler"]
+__all__ = ["Callback", "FixedStepSampler", "SampleInfo", "Sampler", "check_choice", "check_count", "evaluating"]
 
 Callback = Callable[[int, Step, Tensor], None]
 
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """What a run did: the plan it followed, network calls per sample, and wall-clock seconds."""
+    """What a run did: network calls per sample, wall-clock seconds, and the plan it followed, if it had one."""
 
-    plan: Plan
     nfe: int
     seconds: float
+    plan: Plan | None = None
 
 
 class Sampler(ABC):
-    """A fixed-step sampler: a plan, computed on the host in float64, and one loop that runs it.
+    """What all samplers share: the model and how to read it, and where sampling starts and stops.
 
     Args:
         sde: the forward SDE.
         model: called as ``model(x, labels)`` with x of shape (B, ...) and labels of shape (B,); returns a tensor of
             x's shape.
-        steps: number of predictor steps N.
-        eps: the time at which sampling stops; by default the SDE's published one (1e-5 for VE, 1e-3 for VP and sub-VP).
-        denoise: leave out the noise of the last predictor step, at no extra network call.
+        eps: the time at which sampling stops; by default the SDE's published one (1e-5 for VE, 1e-3 for VP and sub-VP,
+            1 / N for N discrete levels).
         convention: how to read the model; by default ``model.convention``, or what was published with the SDE.
 
     Raises:
         ValueError, TypeError: for arguments outside what is listed, before any work is done.
     """
 
-    norm = "batch"
-
     def __init__(
         self,
         sde: SDE,
         model: Callable[[Tensor, Tensor], Tensor],
         *,
-        steps: int = 1000,
         eps: float | None = None,
-        denoise: bool = True,
         convention: Convention | None = None,
     ) -> None:
         name = type(self).__name__
         if not isinstance(sde, SDE):
-            raise TypeError(f"{name}: sde must be a fastscore SDE (VESDE, VPSDE, SubVPSDE), got {type(sde).__name__}")
+            raise TypeError(
+                f"{name}: sde must be a fastscore SDE (VESDE, VPSDE, SubVPSDE, DiscreteVPSDE), got {type(sde).__name__}"
+            )
         if not callable(model):
             raise TypeError(f"{name}: model must be callable as model(x, labels), got {type(model).__name__}")
         if convention is not None and not isinstance(convention, Convention):
             raise TypeError(f"{name}: convention must be a fastscore.Convention, got {type(convention).__name__}")
-        check_count(name, "steps", steps, 1)
         eps = sde.sampling_eps if eps is None else eps
         if not 0 < eps < sde.T:
             raise ValueError(f"{name}: eps must lie between 0 and 1, got {eps!r}")
-        self.sde, self.model = sde, model
-        self.steps, self.eps, self.denoise = steps, float(eps), bool(denoise)
+        self.sde, self.model, self.eps = sde, model, float(eps)
+        self.start = sde.T  # the time of the first state
         self.convention = convention or convention_of(model, sde)
-
-    @abstractmethod
-    def plan(self) -> Plan:
-        """The table of this sampler; ``print(sampler.plan())`` shows every coefficient."""
 
     @torch.no_grad()
     def sample(
@@ -87,6 +82,7 @@ class Sampler(ABC):
         noise: Noise | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        hooks: Sequence[Hook] = (),
         check_finite: bool = False,
         progress: bool = False,
         callback: Callback | None = None,
@@ -101,10 +97,12 @@ class Sampler(ABC):
             noise: where noise comes from, in place of seed: ``PhiloxNoise``, ``TorchNoise`` or ``ReplayNoise``.
             dtype, device: of the state; by default those of the latent, else float32 on the device of the model's
                 parameters.
+            hooks: `fastscore.samplers.Hook` objects, called in order before and after every step and at every clean
+                image that the network predicts.
             check_finite: look for NaN and infinity after every step, at the price of a host synchronization each; the
                 result is always checked.
             progress: show a progress bar.
-            callback: called as ``callback(index, step, x)`` after every step, with a state of its own.
+            callback: called as ``callback(index, step, x)`` after every row of the plan, with a state of its own.
             return_info: also return a `SampleInfo`.
 
         Returns:
@@ -114,21 +112,24 @@ class Sampler(ABC):
             ValueError, TypeError: for a bad argument, or a network output of another shape or device than the state.
             NonFiniteError: if the state is not finite; with ``check_finite`` it names the step and the time.
         """
+        every = Hooks(hooks)
         x, source = self._start(shape_or_latent, seed, noise, dtype, device)
-        plan = self.plan()
-        start = time.perf_counter()
-        with _evaluating(self.model):
-            x = run_plan(
-                plan,
-                self.model,
-                x,
-                source,
-                per_sample=self.norm == "sample",
-                check_finite=check_finite,
-                progress=progress,
-                callback=callback,
-            )
-        return (x, SampleInfo(plan, plan.nfe, time.perf_counter() - start)) if return_info else x
+        with evaluating(self.model):
+            x, info = self._run(x, source, every, check_finite=check_finite, progress=progress, callback=callback)
+        return (x, info) if return_info else x
+
+    @abstractmethod
+    def _run(
+        self,
+        x: Tensor,
+        noise: Noise,
+        hooks: Hooks,
+        *,
+        check_finite: bool,
+        progress: bool,
+        callback: Callback | None,
+    ) -> tuple[Tensor, SampleInfo]:
+        """Sample from the state x, which may be overwritten."""
 
     def _start(
         self,
@@ -156,7 +157,81 @@ class Sampler(ABC):
         if not dtype.is_floating_point:
             raise ValueError(f"{name}: dtype must be a floating-point type, got {dtype}")
         device = torch.device(device) if device is not None else _device_of(self.model)
-        return self.sde.prior_sample(shape, noise=source, dtype=dtype, device=device), source
+        x = self.sde.prior_sample(shape, noise=source, dtype=dtype, device=device)
+        if isinstance(self.sde, VESDE) and self.start < self.sde.T:
+            x *= float(self.sde.sigma(self.start)) / self.sde.prior_std
+        return x, source
+
+
+class FixedStepSampler(Sampler):
+    """A fixed-step sampler: a plan, computed on the host in float64, and one loop that runs it.
+
+    Args:
+        sde, model, eps, convention: see `Sampler`.
+        steps: number of steps N.
+        clip: the clean image that the network predicts is clipped to [-clip, clip] at every call; None: it is not.
+    """
+
+    norm = "batch"
+
+    def __init__(
+        self,
+        sde: SDE,
+        model: Callable[[Tensor, Tensor], Tensor],
+        *,
+        steps: int,
+        eps: float | None = None,
+        clip: float | None = None,
+        convention: Convention | None = None,
+    ) -> None:
+        super().__init__(sde, model, eps=eps, convention=convention)
+        name = type(self).__name__
+        check_count(name, "steps", steps, 1)
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"{name}: clip must be a positive number or None, got {clip!r}")
+        self.steps, self.clip = steps, clip
+        self._plans: dict[bool, Plan] = {}
+
+    @abstractmethod
+    def _tabulate(self, table: Table) -> None:
+        """Write the rows down."""
+
+    def plan(self) -> Plan:
+        """The table of this sampler; ``print(sampler.plan())`` shows every coefficient."""
+        return self._plan(denoised=False)
+
+    def _plan(self, denoised: bool) -> Plan:
+        if denoised not in self._plans:
+            table = Table(self.sde, self.convention, denoised=denoised, clip=self.clip)
+            self._tabulate(table)
+            self._plans[denoised] = table.plan()
+        return self._plans[denoised]
+
+    def _run(
+        self,
+        x: Tensor,
+        noise: Noise,
+        hooks: Hooks,
+        *,
+        check_finite: bool,
+        progress: bool,
+        callback: Callback | None,
+    ) -> tuple[Tensor, SampleInfo]:
+        plan = self._plan(denoised=hooks.on_denoised_used)
+        start = time.perf_counter()
+        x = run_plan(
+            plan,
+            self.model,
+            x,
+            noise,
+            self.sde,
+            per_sample=self.norm == "sample",
+            hooks=hooks,
+            check_finite=check_finite,
+            progress=progress,
+            callback=callback,
+        )
+        return x, SampleInfo(plan.nfe, time.perf_counter() - start, plan)
 
 
 def check_count(owner: str, name: str, value: int, least: int) -> None:
@@ -167,13 +242,19 @@ def check_count(owner: str, name: str, value: int, least: int) -> None:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
 
 
+def check_choice(owner: str, name: str, value: object, known: Sequence[str]) -> None:
+    """Raise unless value is one of the known names."""
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got {value!r}")
+
+
 def _device_of(model: object) -> torch.device:
     parameter = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager
-def _evaluating(model: object) -> Iterator[None]:
+def evaluating(model: object) -> Iterator[None]:
     """Dropout off while sampling; the mode the caller had comes back."""
     if not (isinstance(model, nn.Module) and model.training):
         yield

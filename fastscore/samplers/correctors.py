@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.samplers.plan import LANGEVIN, LINEAR, Update
+from fastscore.samplers.plan import LANGEVIN, LINEAR
+from fastscore.samplers.predictors import Update
 from fastscore.sde import SDE, VPSDE, SubVPSDE, chain_index
 
 __all__ = ["CORRECTORS", "ald", "langevin"]

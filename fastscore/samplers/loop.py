@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastscore.noise import Noise
 from fastscore.ops._unchecked import unchecked
-from fastscore.samplers.plan import LINEAR, Plan, Step
+from fastscore.samplers.hooks import Hooks, Moment
+from fastscore.samplers.plan import LANGEVIN, POINT, Plan, Step
+from fastscore.sde import SDE
 
-__all__ = ["NonFiniteError", "run_plan"]
+__all__ = ["NonFiniteError", "checked_result", "fitting", "run_plan", "with_progress"]
 
 
 class NonFiniteError(ArithmeticError):
@@ -23,11 +27,13 @@ def run_plan(
     model: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     noise: Noise,
+    sde: SDE,
     *,
-    per_sample: bool = False,
-    check_finite: bool = False,
-    progress: bool = False,
-    callback: Callable[[int, Step, Tensor], None] | None = None,
+    per_sample: bool,
+    hooks: Hooks,
+    check_finite: bool,
+    progress: bool,
+    callback: Callable[[int, Step, Tensor], None] | None,
 ) -> Tensor:
     """Run a plan from the state x, which is overwritten and returned.
 
@@ -35,41 +41,130 @@ def run_plan(
         plan: the table.
         model: ``h = model(x, labels)``, labels of shape (B,).
         x: state of shape (B, ...).
-        noise: counter-based noise is drawn inside the kernels; any other is asked for one tensor per step, in order,
-            also for steps that do not use it (published implementations draw it there too).
+        noise: counter-based noise is drawn inside the kernels; any other is asked for one tensor per row that draws.
+        sde: handed to hooks.
         per_sample: Langevin norms per sample in place of means over the batch.
-        check_finite, progress, callback: see `Sampler.sample`.
+        hooks, check_finite, progress, callback: see `Sampler.sample`.
     """
     op_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    coefficients = plan.coefficients(op_dtype, x.device).unbind(0)
+    rows = _prepared(plan, op_dtype, x, through_hooks=hooks.on_denoised_used)
     labels = plan.labels(x.shape[0], op_dtype, x.device).unbind(0)
     scales = plan.input_scales(x.dtype, x.device)
-    counters: Sequence[Tensor | None] = [None] * plan.nfe
+    counters: Sequence[Tensor | None] = [None] * len(plan.steps)
     samples = None
     if noise.counter_based:
-        counters = noise.rng_table(range(1, plan.nfe + 1), x.device).unbind(0)
+        counters = noise.rng_table(range(1, len(plan.steps) + 1), x.device).unbind(0)
         samples = noise.samples_for(x.shape[0], x.device)
-    linear_step_, langevin_step_ = unchecked(x.device)
-    like = x.shape, x.dtype, x.device
-    rows = zip(_with_progress(plan.steps) if progress else plan.steps, coefficients, labels, counters, strict=True)
-    for i, (step, row, label, rng) in enumerate(rows):
-        h = model(x if scales is None else x * scales[i], label)
-        if type(h) is not Tensor or (h.shape, h.dtype, h.device) != like:
-            h = _fitting(h, x, step)
-        z = None
-        if samples is None:
-            z = noise.normal(x.shape, dtype=x.dtype, device=x.device, draw=i + 1)
-        if step.kind == LINEAR:
-            linear_step_(x, [h], row, z, rng, samples)
+    ops = unchecked(x.device)
+    outputs: deque[Tensor] = deque(maxlen=plan.memory)
+    point = x
+    for i, (step, row) in enumerate(zip(with_progress(plan.steps) if progress else plan.steps, rows, strict=True)):
+        if hooks and point is x:
+            hooks.before_step(x, _moment(i, step.t, x, sde, noise))
+        h = exponent = None
+        if step.label is not None:
+            h = fitting(model(point if scales is None else point * scales[i], labels[i]), x, step)
+            if step.exponent is not None:
+                h, exponent = h.chunk(2, 1)
+            for conversion in row.conversions:
+                h = ops.linear_step(h, [point], conversion, None, None, None)
+                if conversion is row.conversions[0] and step.denoise is not None:
+                    h = h if plan.clip is None else h.clamp_(-plan.clip, plan.clip)
+                    h = h if not hooks else hooks.on_denoised(h, point, _moment(i, step.t, x, sde, noise))
+            if plan.memory > 1 and row.solver is None:
+                _check_kept(h, point, outputs, step)
+        z = rng = ids = None
+        if step.draws:
+            if samples is None:
+                z = noise.normal(x.shape, dtype=x.dtype, device=x.device, draw=i + 1)
+            else:
+                rng, ids = counters[i], samples
+        if row.solver is not None:
+            kept = torch.empty_like(x) if plan.memory > 1 else None
+            history = [outputs[k] for k in range(row.terms)]
+            ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids, kept)
+            if kept is not None:
+                outputs.appendleft(kept)
         else:
-            langevin_step_(x, h, row, z, rng, samples, per_sample)
-        if check_finite and not bool(torch.isfinite(x).all()):
+            if h is not None:
+                outputs.appendleft(h)
+            if step.kind == LANGEVIN:
+                ops.langevin_step_(x, h, row.coefficients, z, rng, ids, per_sample)
+            else:
+                history = [point if age == POINT else outputs[age] for age in step.ages]
+                if step.stage:
+                    point = ops.linear_step(x, history, row.coefficients, z, rng, ids)
+                else:
+                    ops.linear_step_(x, history, row.coefficients, z, rng, ids)
+        if not step.stage:
+            point = x
+            if hooks:
+                hooks.after_step(x, _moment(i, step.t_next, x, sde, noise))
+        if check_finite and not bool(torch.isfinite(point).all()):
             raise NonFiniteError(
-                f"the state is not finite after step {i} ({step.name}) at t = {step.t:.6g}: "
-                f"the network output there was {'finite' if bool(torch.isfinite(h).all()) else 'not finite'}"
+                f"the state is not finite after step {i} ({step.name}) at t = {step.t:.6g}: the network output there "
+                f"was {'finite' if h is None or bool(torch.isfinite(h).all()) else 'not finite'}"
             )
         if callback is not None:
             callback(i, step, x.clone())
+    return checked_result(x)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The coefficients of a row on the device: of the network's output turned into other things, and of the update."""
+
+    conversions: tuple[Tensor, ...]
+    coefficients: Tensor
+    solver: Tensor | None  # coefficients of solver_step, where it does conversion and update in one
+    terms: int
+
+
+def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) -> list[_Row]:
+    """All coefficients, moved to the device at once."""
+    values: list[float] = []
+
+    def place(row: Iterable[float]) -> slice:
+        start = len(values)
+        values.extend(row)
+        return slice(start, len(values))
+
+    places = []
+    for i, step in enumerate(plan.steps):
+        solver = plan.solver_row(i, through_hooks)
+        conversions = [c for c in (step.denoise, step.keep) if c is not None]
+        if solver is not None and not through_hooks:
+            conversions = []
+        places.append((
+            [place((q, p, 0.0)) for p, q in conversions],
+            place(step.coefficients),
+            None if solver is None else place(solver),
+            0 if solver is None else len(solver) - 7,
+        ))  # fmt: skip
+    table = torch.tensor(values, dtype=torch.float64).to(x.device, dtype)
+    return [
+        _Row(tuple(table[c] for c in conversions), table[row], None if solver is None else table[solver], terms)
+        for conversions, row, solver, terms in places
+    ]
+
+
+def _check_kept(h: Tensor, point: Tensor, outputs: Iterable[Tensor], step: Step) -> None:
+    """What is used again later must not be memory that the network, or the update, writes to."""
+    place = h.data_ptr()
+    if h.numel() and any(place == other.data_ptr() for other in (point, *outputs)):
+        raise ValueError(
+            "the network returned memory that it had returned before, or its input; this sampler uses several outputs "
+            f"at once, so return a new tensor at every call, such as output.clone() (at step {step.name}, "
+            f"t = {step.t:.6g})"
+        )
+
+
+def _moment(index: int, t: float, x: Tensor, sde: SDE, noise: Noise) -> Moment:
+    return Moment(index, torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device), sde, noise)
+
+
+def checked_result(x: Tensor) -> Tensor:
+    """The samples, which must be finite."""
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError(
             "the samples are not finite; sample with check_finite=True to learn at which step and time it began"
@@ -77,14 +172,18 @@ def run_plan(
     return x
 
 
-def _fitting(h: object, x: Tensor, step: Step) -> Tensor:
-    """The network's output as the state's dtype; raises where it is not a tensor like the state."""
+def fitting(h: object, x: Tensor, step: Step) -> Tensor:
+    """The network's output in the state's dtype; raises where it is not a tensor like the state."""
+    shape = x.shape if step.exponent is None else (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    if type(h) is Tensor and h.shape == shape and h.dtype == x.dtype and h.device == x.device:
+        return h
     where = f"at step {step.name}, t = {step.t:.6g}"
     if not isinstance(h, Tensor):
         raise TypeError(f"the network must return a tensor, got {type(h).__name__} {where}")
-    if h.shape != x.shape or h.device != x.device:
+    if h.shape != shape or h.device != x.device:
+        what = "like its input" if step.exponent is None else "with twice the channels of its input"
         raise ValueError(
-            f"the network must return a tensor like its input, {tuple(x.shape)} on {x.device}, "
+            f"the network must return a tensor {what}, {tuple(shape)} on {x.device}, "
             f"got {tuple(h.shape)} on {h.device} {where}"
         )
     if not h.is_floating_point():
@@ -92,7 +191,8 @@ def _fitting(h: object, x: Tensor, step: Step) -> Tensor:
     return h.to(x.dtype)
 
 
-def _with_progress(steps: tuple[Step, ...]) -> Iterable[Step]:
+def with_progress(steps: tuple[Step, ...]) -> Iterable[Step]:
+    """A progress bar over the steps."""
     try:
         from tqdm.auto import tqdm
     except ImportError as error:

@@ -8,24 +8,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.samplers.base import Sampler, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
 from fastscore.samplers.correctors import CORRECTORS
-from fastscore.samplers.plan import Plan, Step, make_steps
+from fastscore.samplers.grid import nodes
+from fastscore.samplers.plan import LANGEVIN
 from fastscore.samplers.predictors import PREDICTORS
+from fastscore.samplers.table import Table
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
 __all__ = ["PCSampler"]
 
 
-class PCSampler(Sampler):
+class PCSampler(FixedStepSampler):
     """Predictor-corrector sampling: at each of N times, corrector steps there, then a predictor step to the next time.
 
     The grid, the step sizes and the order are those of the published implementation, whose numbers this sampler gives
     back: N times evenly spaced from 1 to eps; Euler-Maruyama with step 1 / N.
 
     Args:
-        sde, model, steps, eps, denoise, convention: see `Sampler`.
+        sde, model, steps, eps, clip, convention: see `FixedStepSampler`.
         predictor: ``"euler_maruyama"``, ``"reverse_diffusion"``, ``"ancestral"`` or ``"none"``.
         corrector: ``"langevin"``, ``"ald"`` (annealed Langevin dynamics) or ``"none"``.
         snr: signal-to-noise ratio of the corrector's step, >= 0. Published: 0.16 for CIFAR-10, 0.075 for LSUN, 0.15
@@ -34,6 +36,7 @@ class PCSampler(Sampler):
         norm: ``"batch"``: the Langevin step size comes from norms averaged over the batch, as published;
             ``"sample"``: from each sample's own, so that a sample does not depend on its batchmates.
         probability_flow: follow the probability-flow ODE in the predictor (no noise); not with ``"ancestral"``.
+        denoise: leave out the noise of the last predictor step, at no extra network call.
 
     Source: Song et al., arXiv 2011.13456, algorithms 1 to 5.
     """
@@ -52,16 +55,13 @@ class PCSampler(Sampler):
         probability_flow: bool = False,
         eps: float | None = None,
         denoise: bool = True,
+        clip: float | None = None,
         convention: Convention | None = None,
     ) -> None:
-        super().__init__(sde, model, steps=steps, eps=eps, denoise=denoise, convention=convention)
-        for name, value, known in (
-            ("predictor", predictor, tuple(PREDICTORS)),
-            ("corrector", corrector, tuple(CORRECTORS)),
-            ("norm", norm, ("batch", "sample")),
-        ):
-            if value not in known:
-                raise ValueError(f"PCSampler: {name} must be one of {', '.join(known)}, got {value!r}")
+        super().__init__(sde, model, steps=steps, eps=eps, clip=clip, convention=convention)
+        check_choice("PCSampler", "predictor", predictor, tuple(PREDICTORS))
+        check_choice("PCSampler", "corrector", corrector, tuple(CORRECTORS))
+        check_choice("PCSampler", "norm", norm, ("batch", "sample"))
         if not 0 <= snr < math.inf:
             raise ValueError(f"PCSampler: snr must be a finite number >= 0, got {snr!r}")
         check_count("PCSampler", "corrector_steps", corrector_steps, 0)
@@ -72,26 +72,27 @@ class PCSampler(Sampler):
             )
         self.predictor, self.corrector, self.norm = predictor, corrector, norm
         self.snr, self.corrector_steps, self.probability_flow = float(snr), corrector_steps, bool(probability_flow)
-        self._plan = self._make_plan()
+        self.denoise = bool(denoise)
+        self.plan()
 
-    def plan(self) -> Plan:
-        return self._plan
-
-    def _make_plan(self) -> Plan:
+    def _tabulate(self, table: Table) -> None:
         n = self.steps
         times = torch.linspace(self.sde.T, self.eps, n, dtype=torch.float64)
-        corrections: list[Step] = []
-        predictions: list[Step] = []
+        grid = nodes(self.sde, times)
         correct, predict = CORRECTORS[self.corrector], PREDICTORS[self.predictor]
-        if correct is not None and self.corrector_steps:
-            update = correct(self.sde, times, n, self.snr)
-            corrections = make_steps(self.corrector, update, self.sde, self.convention, times)
-        if predict is not None:
-            update = predict(self.sde, times, n, self.probability_flow)
-            if self.denoise:
-                update = update.denoised()
-            predictions = make_steps(self.predictor, update, self.sde, self.convention, times)
-        steps: list[Step] = []
-        for i in range(n):
-            steps += corrections[i : i + 1] * self.corrector_steps + predictions[i : i + 1]
-        return Plan(tuple(steps))
+        correction = None if correct is None else correct(self.sde, times, n, self.snr)
+        prediction = None if predict is None else predict(self.sde, times, n, self.probability_flow)
+        if prediction is not None and self.denoise:
+            prediction = prediction.denoised()
+        corrections = correction.rows() if correction is not None else []
+        predictions = prediction.rows() if prediction is not None else []
+        for i, node in enumerate(grid):
+            for _, length, z in corrections[i : i + 1] * self.corrector_steps:
+                if correction is not None and correction.kind == LANGEVIN:
+                    table.langevin(length, node, self.corrector)
+                else:
+                    moved = table.x + length * table.evaluate("score", node)
+                    table.step(moved, node, noise=z, draws=True, name=self.corrector)
+            for x, score, z in predictions[i : i + 1]:
+                moved = x * table.x + score * table.evaluate("score", node)
+                table.step(moved, grid[min(i + 1, n - 1)], noise=z, draws=True, name=self.predictor)

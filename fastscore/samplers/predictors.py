@@ -6,14 +6,39 @@ Source: Song et al., arXiv 2011.13456, appendices D to F; grids and step sizes a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastscore.samplers.plan import LINEAR, Update
+from fastscore.samplers.plan import LINEAR
 from fastscore.sde import SDE, VESDE, VPSDE, chain_index
 
-__all__ = ["PREDICTORS", "ancestral", "euler_maruyama", "reverse_diffusion"]
+__all__ = ["PREDICTORS", "Update", "ancestral", "euler_maruyama", "reverse_diffusion"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A family of updates in terms of the score, one row per time, float64 of shape (N,).
+
+    LINEAR: ``x <- x_factor x + score_factor score + noise_factor z``. LANGEVIN: ``x <- x + e score + sqrt(2 e) z`` with
+    ``e = score_factor (|z| / |score|)^2``; the other factors are unused.
+    """
+
+    kind: str
+    x_factor: Tensor
+    score_factor: Tensor
+    noise_factor: Tensor
+
+    def denoised(self) -> Update:
+        """The same without the noise of its last row."""
+        noise_factor = self.noise_factor.clone()
+        noise_factor[-1] = 0
+        return replace(self, noise_factor=noise_factor)
+
+    def rows(self) -> list[tuple[float, float, float]]:
+        """``(x_factor, score_factor, noise_factor)`` of every time."""
+        return list(zip(self.x_factor.tolist(), self.score_factor.tolist(), self.noise_factor.tolist(), strict=True))
 
 
 def euler_maruyama(sde: SDE, times: Tensor, h: float | Tensor, probability_flow: bool) -> Update:

@@ -1,8 +1,4 @@
-"""Predictor-corrector and Euler-Maruyama sampling the slow way: formula by formula, one PyTorch operation per term.
-
-The specification that the table engine is tested against. Nothing here comes from a table: at every step the SDE is
-asked for its drift and diffusion, the score is formed from the network's output, and the update is written as the
-paper prints it.
+"""Predictor-corrector and Euler-Maruyama sampling.
 
 Source: Song et al., arXiv 2011.13456: reverse-time SDE (eq. 6), probability flow (eq. 13), reverse diffusion
 (appendix E), ancestral sampling (eq. 4, appendix F), correctors (algorithms 4 and 5).
@@ -16,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fastscore.reference.samplers._network import score as score_of
 
 if TYPE_CHECKING:
     from fastscore.noise import Noise
@@ -52,7 +50,7 @@ def pc_sampler(
         for _ in range(corrector_steps if corrector != "none" else 0):
             draw += 1
             z = noise.normal(tuple(x.shape), dtype=x.dtype, device=x.device, draw=draw)
-            score = _score(sde, model, x, t, convention)
+            score = score_of(sde, model, x, t, convention)
             alpha = _step_alpha(sde, t, steps)
             if corrector == "langevin":
                 step = (snr * _norm(z, norm) / _norm(score, norm)) ** 2 * 2 * alpha
@@ -65,7 +63,7 @@ def pc_sampler(
             continue
         draw += 1
         z = noise.normal(tuple(x.shape), dtype=x.dtype, device=x.device, draw=draw)
-        score = _score(sde, model, x, t, convention)
+        score = score_of(sde, model, x, t, convention)
         if predictor == "euler_maruyama":
             x_mean, g = _euler_step(sde, x, score, t, 1 / steps, probability_flow)
         elif predictor == "reverse_diffusion":
@@ -95,36 +93,10 @@ def euler_maruyama_sampler(
     times = torch.linspace(1.0, eps, steps + 1, dtype=torch.float64).tolist()
     for i, (t, t_next) in enumerate(itertools.pairwise(times)):
         z = noise.normal(tuple(x.shape), dtype=x.dtype, device=x.device, draw=i + 1)
-        score = _score(sde, model, x, t, convention)
+        score = score_of(sde, model, x, t, convention)
         x_mean, g = _euler_step(sde, x, score, t, t - t_next, probability_flow)
         x = x_mean if denoise and i == steps - 1 else x_mean + g * z
     return x
-
-
-def _score(sde: SDE, model: Model, x: Tensor, t: float, convention: Convention) -> Tensor:
-    """The score from the network's output, by the definition of each prediction."""
-    time = torch.tensor(t, dtype=torch.float64)
-    label = convention.labels(sde, time).to(x.device)
-    label = (
-        label if label.dtype == torch.int64 else label.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    )
-    scale = float(convention.input_scale(sde, time))
-    h = model(x if scale == 1 else x * scale, label.expand(x.shape[0])).to(x.dtype)
-    alpha, sigma = (float(c) for c in convention.marginal(sde, time))
-    match convention.prediction:
-        case "score":
-            return h
-        case "noise":
-            return -h / sigma
-        case "denoised":
-            return (alpha * h - x) / sigma**2
-        case "v":
-            return -(alpha * h + sigma * x) / (alpha**2 + sigma**2) / sigma
-    noise_ratio, sigma_data = sigma / alpha, convention.sigma_data
-    c_skip = sigma_data**2 / (noise_ratio**2 + sigma_data**2)
-    c_out = noise_ratio * sigma_data / (noise_ratio**2 + sigma_data**2) ** 0.5
-    denoised = c_skip * (x / alpha) + c_out * h
-    return (alpha * denoised - x) / sigma**2
 
 
 def _euler_step(sde: SDE, x: Tensor, score: Tensor, t: float, h: float, probability_flow: bool) -> tuple[Tensor, float]:

@@ -1,0 +1,9 @@
+"""Samplers the slow way: formula by formula, one PyTorch operation per term, as the papers print them.
+
+The specification that the table engine is tested against. Nothing here comes from a table: at every step the SDE is
+asked for its marginal, the network's output is turned into what the formula wants, and the update is written out.
+"""
+
+from fastscore.reference.samplers.score_sde import euler_maruyama_sampler, pc_sampler
+
+__all__ = ["euler_maruyama_sampler", "pc_sampler"]
