@@ -1,14 +1,27 @@
 """The golden files replay: the analytic networks and the recorded noise give the recorded path."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.golden import golden_cond_fn, golden_model, load_cases, load_mixture
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = load_cases(GOLDEN / "samplers", "score_sde_pc", "pc.")
+COUNTS = {
+    "score_sde_ode": 14,
+    "dpm": 438,
+    "diffusers": 58,
+    "k": 42,
+    "edm": 12,
+    "ddim": 10,
+    "guided": 16,
+    "ncsnv2": 4,
+    "cm": 11,
+    "alexia": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +33,7 @@ def test_all_cases_of_the_survey_are_here():
     assert len(CASES) == 71
     assert len({case.id for case in CASES}) == 71
     assert len(load_cases(GOLDEN / "sde_tables", "score_sde")) == 5
+    assert {name: len({case.id for case in load_cases(GOLDEN / "samplers", name)}) for name in COUNTS} == COUNTS
     with pytest.raises(ValueError, match=r"no case in .* starts with 'nothing'"):
         load_cases(GOLDEN / "samplers", "score_sde_pc", "nothing")
 
@@ -32,6 +46,23 @@ def test_tolerance_is_the_larger_of_1e_5_and_three_times_the_noise():
     assert case.tolerance == pytest.approx(8.1e-05)
 
 
+def test_float64_results_are_held_to_1e_10():
+    cases = [case for name in COUNTS for case in load_cases(GOLDEN / "samplers", name)]
+    double = [case for case in cases if case.tensors["result"].dtype == torch.float64]
+    assert {case.id for case in double} == {c.id for c in cases if c.id.startswith("edm.") or ".f64" in c.id}
+    assert len(double) == 16
+    for case in double:
+        assert case.tolerance == 1e-10 * max(1.0, case.scalars["result_abs_max"])
+    assert min(case.tolerance for case in cases if case not in double) == 1e-5
+
+
+def test_unknown_networks_and_missing_guidance_are_refused(mixture):
+    with pytest.raises(ValueError, match=r"pc.ve.euler.*: unknown model 'other'"):
+        golden_model(dataclasses.replace(CASES[0], model="other"), mixture)
+    with pytest.raises(ValueError, match=r"pc.ve.euler.*: has no cond_fn"):
+        golden_cond_fn(CASES[0], mixture)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tensors_are_complete(case):
     tensors = case.tensors
@@ -39,6 +70,23 @@ def test_tensors_are_complete(case):
     assert tensors["noise"].shape[1:] == tuple(case.args["shape"])
     assert tensors["result"].abs().max() == pytest.approx(case.scalars["result_abs_max"], rel=1e-3)
     assert len(tensors.get("call_labels", ())) == case.scalars["model_calls"]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_tensors_of_the_other_samplers_are_complete(name, mixture):
+    without_labels = ("ode.", "df.ScoreSdeVe", "ncsnv2.interpolation")
+    for case in load_cases(GOLDEN / "samplers", name):
+        tensors = case.tensors
+        assert set(tensors) == set(case.meaning), case.id
+        assert tensors["result"].abs().max() == pytest.approx(case.scalars["result_abs_max"], rel=1e-3), case.id
+        if case.id.startswith(without_labels):
+            assert "call_labels" not in tensors, case.id
+        else:
+            assert len(tensors["call_labels"]) == case.scalars["model_calls"], case.id
+        x = torch.zeros(2, 3, 8, 8, dtype=tensors["result"].dtype)
+        out = golden_model(case, mixture)(x, torch.ones(2))
+        assert out.dtype == x.dtype, case.id
+        assert torch.isfinite(out).all(), case.id
 
 
 VE_EULER = [c for c in CASES if c.id.startswith("pc.ve.euler_maruyama+none") and not c.args["probability_flow"]]
