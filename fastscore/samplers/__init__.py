@@ -8,10 +8,12 @@ from fastscore.samplers.loop import NonFiniteError
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
+from fastscore.samplers.thresholding import DynamicThresholding
 
 __all__ = [
     "CORRECTORS",
     "PREDICTORS",
+    "DynamicThresholding",
     "EulerMaruyamaSampler",
     "FixedStepSampler",
     "Hook",
