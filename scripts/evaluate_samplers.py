@@ -77,8 +77,8 @@ def _pc(label: str, predictor: str, corrector: str, calls: int = 1, **options: A
     return Family(label, make, options, lambda nfe: nfe // calls)
 
 
-# KID of 200 digits at 100 NFE by snr, each +- 0.01: 0.02 -> 0.025, 0.05 -> 0.017, 0.1 -> 0.015, 0.16 -> 0.020,
-# 0.25 -> 0.009: no choice stands out, and the published 0.16 stays. The corrector alone has to come all the way by itself:
+# KID by snr at 100 NFE, 200 digits, each +- 0.01: 0.02 -> 0.025, 0.05 -> 0.017, 0.1 -> 0.015, 0.16 -> 0.020,
+# 0.25 -> 0.009: no choice stands out, and the published 0.16 stays. A corrector alone has to come all the way itself:
 # 0.1 -> 2.71, 0.3 -> 0.55, 0.5 -> 0.14, 0.7 -> 0.11 (100 digits, +- 0.05).
 FAMILIES = {
     "euler_maruyama": Family("Euler–Maruyama", EulerMaruyamaSampler),
