@@ -63,15 +63,19 @@ class DiscreteVPSDE(SDE):
         return cls(0.5 * torch.as_tensor(alphas_cumprod, dtype=torch.float64).log(), min_log_snr)
 
     @classmethod
-    def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVPSDE:
+    def linear(
+        cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, min_log_snr: float | None = -10.2
+    ) -> DiscreteVPSDE:
         """Betas evenly spaced (Ho et al., arXiv 2006.11239, section 4)."""
-        return cls.from_betas(torch.linspace(beta_start, beta_end, _levels(n), dtype=torch.float64))
+        return cls.from_betas(torch.linspace(beta_start, beta_end, _levels(n), dtype=torch.float64), min_log_snr)
 
     @classmethod
-    def scaled_linear(cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> DiscreteVPSDE:
+    def scaled_linear(
+        cls, n: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, min_log_snr: float | None = -10.2
+    ) -> DiscreteVPSDE:
         """Square roots of the betas evenly spaced (Rombach et al., arXiv 2112.10752, as in Stable Diffusion)."""
         roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _levels(n), dtype=torch.float64)
-        return cls.from_betas(roots.square())
+        return cls.from_betas(roots.square(), min_log_snr)
 
     @classmethod
     def cosine(cls, n: int = 1000, min_log_snr: float | None = -10.2) -> DiscreteVPSDE:

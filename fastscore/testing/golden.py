@@ -96,7 +96,7 @@ def _case(folder: Path, entry: dict[str, Any]) -> GoldenCase:
         prefix=entry["prefix"],
         function=entry["function"],
         args=entry["args"],
-        model=entry["model"],
+        model=entry.get("model", ""),
         scalars=entry.get("scalars", {}),
         sensitivity=entry.get("fp32_sensitivity", {}).get("max_abs_diff", {}),
         meaning={name: info["meaning"] for name, info in entry["tensors"].items()},
