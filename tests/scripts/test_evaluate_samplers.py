@@ -291,7 +291,7 @@ def table(tmp_path):
     return (tmp_path / "out" / "samplers.csv").read_bytes()
 
 
-def test_a_second_run_computes_nothing(run, script, model, tmp_path):
+def test_a_second_run_computes_nothing(run, script, model, tmp_path, capsys):
     options = ("--num", "4", "--batch", "3", "--cells", "euler_maruyama:30", "langevin:50")
     assert run(*options) == 0
     assert model.images == 4 * (30 + 50)
@@ -310,9 +310,11 @@ def test_a_second_run_computes_nothing(run, script, model, tmp_path):
     expected = yardstick.measure(images)
     assert {name: getattr(rows[3], name) for name in expected} == pytest.approx(expected, rel=1e-4)  # five digits
 
+    assert capsys.readouterr().out.count("KID") == 2
     before, model.images = table(tmp_path), 0
     assert run(*options) == 0
     assert (table(tmp_path), model.images) == (before, 0)
+    assert "KID" not in capsys.readouterr().out  # nor is anything measured again
     with Image.open(tmp_path / "out" / "samplers.png") as image:
         assert min(image.size) > 500
 
