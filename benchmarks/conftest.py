@@ -69,7 +69,7 @@ def pytest_report_header() -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "contender" in metafunc.fixturenames:
-        metafunc.parametrize("contender", CONTENDERS)
+        metafunc.parametrize("contender", getattr(metafunc.module, "CONTENDERS", CONTENDERS))
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +98,8 @@ def report(benchmark, results: dict[str, Result]) -> Callable[[Case, str], None]
             op=case.op,
             case=case.label,
             contender=contender,
-            speedup_over_eager=result.speedup(contender),
-            speedup_over_compile=result.speedup(contender, "torch.compile"),
+            about=case.about,
+            speedups={other: result.speedup(contender, other) for other in case.contenders if other != contender},
             traffic_in_state_sizes=traffic and traffic.moved,
             operators=traffic and traffic.calls,
             bytes_per_second=result.bandwidth(contender),

@@ -18,25 +18,53 @@ COMMAND = "pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.j
 
 
 def table(data: dict[str, Any]) -> str:
-    """Markdown: one row per case, one column per contender; times are medians, speed-ups medians of paired rounds."""
-    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    """Markdown: kernels, one row per case, and samplers beside their peers; times are medians, speed-ups paired."""
+    cases: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for entry in data["benchmarks"]:
         info = entry["extra_info"]
-        cases.setdefault(f"`{info['op']}` {info['case']}", {})[info["contender"]] = entry
+        cases.setdefault((info["op"], info["case"]), {})[info["contender"]] = entry
+    kernels = {key: entries for key, entries in cases.items() if "eager" in entries}
+    samplers = {key: entries for key, entries in cases.items() if "peer" in entries}
+    parts = [_kernels(kernels)] * bool(kernels) + [_samplers(samplers)] * bool(samplers)
+    return "\n\n".join([*parts, _machine(data)])
+
+
+def _kernels(cases: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
     rows = [
         "| per call or step | eager | torch.compile | fastscore | against eager | against torch.compile | traffic |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for case, entries in cases.items():
+    for (op, case), entries in cases.items():
         cells = [_time(entries[name]["stats"]["median"]) for name in ("eager", "torch.compile", "fastscore")]
         info = entries["fastscore"]["extra_info"]
-        cells += [f"**{info['speedup_over_eager']:.1f}x**", f"{info['speedup_over_compile']:.1f}x"]
+        cells += [f"**{info['speedups']['eager']:.1f}x**", f"{info['speedups']['torch.compile']:.1f}x"]
         cells.append(
             f"{_sizes(entries['eager']['extra_info']['traffic_in_state_sizes'])} → "
             f"{_sizes(info['traffic_in_state_sizes'])}"
         )
-        rows.append(f"| {case} | " + " | ".join(cells) + " |")
-    return "\n".join([*rows, "", _machine(data)])
+        rows.append(f"| `{op}` {case} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _samplers(cases: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
+    shapes = list(dict.fromkeys(case for _, case in cases))
+    head = ["per network call, network left out", "beside", *shapes, f"traffic at {shapes[-1]}"]
+    rows = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(shapes) + 1)]
+    for op in dict.fromkeys(op for op, _ in cases):
+        cells, traffic, about = [], "", ""
+        for shape in shapes:
+            entries = cases.get((op, shape))
+            if entries is None:
+                cells.append("")
+                continue
+            peer, ours = entries["peer"], entries["fastscore"]
+            info = ours["extra_info"]
+            times = f"{_time(peer['stats']['median'])} → {_time(ours['stats']['median'])}"
+            cells.append(f"{times} **{info['speedups']['peer']:.1f}x**")
+            before = _sizes(peer["extra_info"]["traffic_in_state_sizes"])
+            traffic, about = f"{before} → {_sizes(info['traffic_in_state_sizes'])}", info["about"]
+        rows.append(f"| `{op}` | {about} | " + " | ".join([*cells, traffic]) + " |")
+    return "\n".join(rows)
 
 
 def _time(seconds: float) -> str:

@@ -6,5 +6,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 prepare test lint
+# Its samplers are compared with; what else it depends on is not needed for that.
+"$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("k_diffusion") is None)' ||
+  logged "$PYTHON" -m pip install --no-deps k-diffusion
 step "running the tests"
 "$PYTHON" -m pytest "$@"

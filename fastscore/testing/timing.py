@@ -34,6 +34,7 @@ class Case:
         check: raises unless every contender computes the right thing; runs before anything is timed.
         state: a tensor of the size that traffic is counted in.
         steps: how many steps one call makes; times and traffic are reported per step.
+        about: what else a reader of the table should know, e.g. who the peer is.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Case:
     check: Callable[[], None]
     state: Tensor
     steps: int = 1
+    about: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,20 @@ def data():
             _entry("eager", 512.3e-6, traffic_in_state_sizes=32.0),
             _entry("torch.compile", 2.5e-3, traffic_in_state_sizes=None),
             _entry(
-                "fastscore", 80e-6, traffic_in_state_sizes=8.02, speedup_over_eager=6.44, speedup_over_compile=31.25
+                "fastscore",
+                80e-6,
+                traffic_in_state_sizes=8.02,
+                speedups={"eager": 6.44, "torch.compile": 31.25},
+            ),
+            _entry("peer", 90e-6, op="ddim", case="(1, 3, 4, 4)", traffic_in_state_sizes=16.0),
+            _entry(
+                "fastscore",
+                9e-6,
+                op="ddim",
+                case="(1, 3, 4, 4)",
+                traffic_in_state_sizes=3.0,
+                speedups={"peer": 10.0},
+                about="diffusers",
             ),
         ],
     }
@@ -49,6 +62,7 @@ def test_table_is_written_between_the_markers(tmp_path, data):
     assert "old" not in text
     row = "| `pc_step` VE (16, 3, 32, 32) float32 | 512 µs | 2.50 ms | 80 µs | **6.4x** | 31.2x | 32 → 8 |"
     assert text.count(row) == 1
+    assert "| `ddim` | diffusers | 90 µs → 9 µs **10.0x** | 16 → 3 |" in text
     assert "Measured on Acme 1, 2 threads, AVX2, PyTorch 2.9, load by other work 0.1, on 2025-01-02" in text
     assert _run(tmp_path / "b.json").stdout.count(row) == 1
 
