@@ -504,6 +504,10 @@ def plot(rows: list[Row], path: Path, dtype: str) -> None:
     grid[0, 0].set_ylabel("KID to held-out digits")
     grid[1, 0].set_ylabel("share of confident digits")
     grid[0, 0].set_yscale("symlog", linthresh=0.01)  # estimates near 0 fall on both sides of it
+    shown = [*levels, *itertools.chain.from_iterable(lines.values())]
+    lowest, highest = min(row.kid - row.kid_se for row in shown), max(row.kid + row.kid_se for row in shown)
+    grid[0, 0].set_ylim(1.5 * min(lowest, -0.01), 2 * highest)
+    figure.draw_without_rendering()  # where things stand is known only now
     for (line, value), column in itertools.product(enumerate(("kid", "confident")), range(len(columns))):
         marks = [(lines[name][-1], FAMILIES[name].label, f"C{i}") for i, name in enumerate(columns[column])]
         if column == len(columns) - 1:
@@ -515,14 +519,19 @@ def plot(rows: list[Row], path: Path, dtype: str) -> None:
 
 
 def _label(axes: Any, marks: list[tuple[float, str, str]]) -> None:
-    """Write (value, text, color) to the right of the axes, at the value's height or as near above as there is room."""
+    """Write (value, text, color) to the right of the axes, as near to the value's height as there is room."""
+    marks = sorted(marks)
     heights = [axes.transAxes.inverted().transform(axes.transData.transform((1, mark[0])))[1] for mark in marks]
     gap = 12 / 72 * axes.figure.dpi / axes.bbox.height  # 12 points
-    y = -np.inf
-    for height, (_, text, color) in sorted(zip(heights, marks, strict=True)):
-        y = max(height, y + gap)
+    places = [*heights, 1 + gap]
+    for i in range(1, len(heights)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(heights))):
+        places[i] = min(places[i], places[i + 1] - gap)
+    for (_, text, color), height, place in zip(marks, heights, places[:-1], strict=True):
         axes.annotate(
-            text, (1, height), (1.04, y), "axes fraction", color=color, va="center", fontsize=9, annotation_clip=False,
+            text, (1, height), (1.04, place), "axes fraction", color=color, va="center", fontsize=9,
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0,
                         "relpos": (0, 0.5)},
         )  # fmt: skip
