@@ -3,7 +3,18 @@
 from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
-from fastscore.samplers import EulerMaruyamaSampler, NonFiniteError, PCSampler, Sampler
+from fastscore.samplers import (
+    AnnealedLangevinSampler,
+    DPMSolverSampler,
+    EDMSampler,
+    EulerAncestralSampler,
+    EulerMaruyamaSampler,
+    LangevinSampler,
+    NonFiniteError,
+    ODESampler,
+    PCSampler,
+    Sampler,
+)
 from fastscore.schedule import DiscreteVPSDE
 from fastscore.score import Convention
 from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
@@ -13,12 +24,18 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "AnnealedLangevinSampler",
     "BackendUnavailableError",
     "Convention",
+    "DPMSolverSampler",
     "DiscreteVPSDE",
+    "EDMSampler",
+    "EulerAncestralSampler",
     "EulerMaruyamaSampler",
+    "LangevinSampler",
     "Noise",
     "NonFiniteError",
+    "ODESampler",
     "PCSampler",
     "PhiloxNoise",
     "ReplayNoise",

@@ -1,10 +1,15 @@
 """Samplers: tables of coefficients and the loop that runs them."""
 
+from fastscore.samplers.ancestral import EulerAncestralSampler
 from fastscore.samplers.base import FixedStepSampler, SampleInfo, Sampler
 from fastscore.samplers.correctors import CORRECTORS
+from fastscore.samplers.dpm_solver import DPMSolverSampler
+from fastscore.samplers.edm import EDMSampler
 from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
 from fastscore.samplers.hooks import Hook, Moment
+from fastscore.samplers.langevin import AnnealedLangevinSampler, LangevinSampler
 from fastscore.samplers.loop import NonFiniteError
+from fastscore.samplers.ode import ODE_METHODS, ODESampler
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
@@ -12,13 +17,20 @@ from fastscore.samplers.thresholding import DynamicThresholding
 
 __all__ = [
     "CORRECTORS",
+    "ODE_METHODS",
     "PREDICTORS",
+    "AnnealedLangevinSampler",
+    "DPMSolverSampler",
     "DynamicThresholding",
+    "EDMSampler",
+    "EulerAncestralSampler",
     "EulerMaruyamaSampler",
     "FixedStepSampler",
     "Hook",
+    "LangevinSampler",
     "Moment",
     "NonFiniteError",
+    "ODESampler",
     "PCSampler",
     "Plan",
     "SampleInfo",

@@ -157,10 +157,14 @@ class Sampler(ABC):
         if not dtype.is_floating_point:
             raise ValueError(f"{name}: dtype must be a floating-point type, got {dtype}")
         device = torch.device(device) if device is not None else _device_of(self.model)
-        x = self.sde.prior_sample(shape, noise=source, dtype=dtype, device=device)
+        return self._first_state(shape, source, dtype, device), source
+
+    def _first_state(self, shape: Sequence[int], noise: Noise, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Draw the state at `start`, of shape (B, ...): the prior."""
+        x = self.sde.prior_sample(shape, noise=noise, dtype=dtype, device=device)
         if isinstance(self.sde, VESDE) and self.start < self.sde.T:
             x *= float(self.sde.sigma(self.start)) / self.sde.prior_std
-        return x, source
+        return x
 
 
 class FixedStepSampler(Sampler):

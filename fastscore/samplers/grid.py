@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastscore.sde import SDE
 
-__all__ = ["CLEAN", "SPACINGS", "Node", "nodes", "time_grid"]
+__all__ = ["CLEAN", "SPACINGS", "Node", "node_at", "nodes", "path", "time_grid"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,37 @@ def nodes(sde: SDE, times: Tensor) -> list[Node]:
     return [Node(*row) for row in zip(times.tolist(), alpha.tolist(), sigma.tolist(), strict=True)]
 
 
+def node_at(sde: SDE, ratio: float) -> Node:
+    """The node whose sigma / alpha is `ratio`."""
+    if ratio == 0:
+        return CLEAN
+    return nodes(sde, sde.inverse_log_snr(torch.tensor([-2 * math.log(ratio)], dtype=torch.float64)))[0]
+
+
+def path(
+    owner: str, sde: SDE, spacing: str | Tensor, steps: int, end: float, rho: float = 7.0, *, clean: bool = False
+) -> list[Node]:
+    """The ``steps + 1`` nodes that `steps` steps run over, from t = 1, or the first of the given times.
+
+    Args:
+        owner, spacing, end, rho: see `time_grid`.
+        clean: the last step leads from `end` to the clean image, and given times are `steps` in number.
+
+    Raises:
+        ValueError: for what `time_grid` refuses, or times at which there is no signal, or no noise before the end.
+    """
+    times = time_grid(owner, sde, spacing, steps - clean, end, rho)
+    grid = nodes(sde, times)
+    grid += [CLEAN] * clean
+    noisy = all(node.sigma > 0 for node in grid[:-1]) and grid[-1].sigma >= 0  # also false for NaN
+    if not noisy or not all(node.alpha > 0 for node in grid):
+        raise ValueError(
+            f"{owner}: {type(sde).__name__} must have signal and noise at every time before the last, "
+            f"but does not at all of {times.tolist()}"
+        )
+    return grid
+
+
 def time_grid(owner: str, sde: SDE, spacing: str | Tensor, steps: int, end: float, rho: float = 7.0) -> Tensor:
     """``steps + 1`` times from t = 1 down to ``end``, float64.
 
@@ -66,7 +97,7 @@ def time_grid(owner: str, sde: SDE, spacing: str | Tensor, steps: int, end: floa
     if not 1 <= rho < math.inf:
         raise ValueError(f"{owner}: rho must be a finite number of at least 1, got {rho!r}")
     times = SPACINGS[spacing](sde, torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64), end, rho)
-    times[0], times[-1] = sde.T, end  # to the last bit
+    times[-1], times[0] = end, sde.T  # to the last bit; a single time is the first
     return times
 
 

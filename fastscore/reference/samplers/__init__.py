@@ -4,6 +4,18 @@ The specification that the table engine is tested against. Nothing here comes fr
 asked for its marginal, the network's output is turned into what the formula wants, and the update is written out.
 """
 
+from fastscore.reference.samplers.edm import edm_sampler, euler_ancestral_sampler
+from fastscore.reference.samplers.langevin import annealed_langevin_sampler, langevin_sampler
+from fastscore.reference.samplers.ode import ode_sampler, spaced_times
 from fastscore.reference.samplers.score_sde import euler_maruyama_sampler, pc_sampler
 
-__all__ = ["euler_maruyama_sampler", "pc_sampler"]
+__all__ = [
+    "annealed_langevin_sampler",
+    "edm_sampler",
+    "euler_ancestral_sampler",
+    "euler_maruyama_sampler",
+    "langevin_sampler",
+    "ode_sampler",
+    "pc_sampler",
+    "spaced_times",
+]
