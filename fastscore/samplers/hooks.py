@@ -75,6 +75,11 @@ class Hooks:
         return bool(self._before or self._denoised or self._after)
 
     @property
+    def states_used(self) -> bool:
+        """Whether a state may be changed."""
+        return bool(self._before or self._after)
+
+    @property
     def on_denoised_used(self) -> bool:
         """Whether the clean image has to be formed."""
         return bool(self._denoised)

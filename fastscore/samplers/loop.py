@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +16,25 @@ from fastscore.samplers.hooks import Hooks, Moment
 from fastscore.samplers.plan import LANGEVIN, POINT, Plan, Step
 from fastscore.sde import SDE
 
-__all__ = ["NonFiniteError", "checked_result", "fitting", "run_plan", "with_progress"]
+__all__ = ["NonFiniteError", "check_kept", "checked_result", "fitting", "run_plan", "with_progress"]
+
+Item = TypeVar("Item")
 
 
 class NonFiniteError(ArithmeticError):
     """The state of a sampler holds NaN or infinity."""
+
+
+class Call(Protocol):
+    """What is said of a network call whose output does not fit."""
+
+    @property
+    def exponent(self) -> float | None:
+        """Not None where the network gives twice the channels; see `Step`."""
+
+    @property
+    def place(self) -> str:
+        """Where the call was."""
 
 
 def run_plan(
@@ -72,7 +87,7 @@ def run_plan(
                     h = h if plan.clip is None else h.clamp_(-plan.clip, plan.clip)
                     h = h if not hooks else hooks.on_denoised(h, point, _moment(i, step.t, x, sde, noise))
             if plan.memory > 1 and row.solver is None:
-                _check_kept(h, point, outputs, step)
+                check_kept(h, point, outputs, step)
         z = rng = ids = None
         if step.draws:
             if samples is None:
@@ -148,14 +163,13 @@ def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) ->
     ]
 
 
-def _check_kept(h: Tensor, point: Tensor, outputs: Iterable[Tensor], step: Step) -> None:
+def check_kept(h: Tensor, point: Tensor, outputs: Iterable[Tensor], step: Call) -> None:
     """What is used again later must not be memory that the network, or the update, writes to."""
     place = h.data_ptr()
     if h.numel() and any(place == other.data_ptr() for other in (point, *outputs)):
         raise ValueError(
             "the network returned memory that it had returned before, or its input; this sampler uses several outputs "
-            f"at once, so return a new tensor at every call, such as output.clone() (at step {step.name}, "
-            f"t = {step.t:.6g})"
+            f"at once, so return a new tensor at every call, such as output.clone() (at {step.place})"
         )
 
 
@@ -172,26 +186,25 @@ def checked_result(x: Tensor) -> Tensor:
     return x
 
 
-def fitting(h: object, x: Tensor, step: Step) -> Tensor:
+def fitting(h: object, x: Tensor, step: Call) -> Tensor:
     """The network's output in the state's dtype; raises where it is not a tensor like the state."""
     shape = x.shape if step.exponent is None else (x.shape[0], 2 * x.shape[1], *x.shape[2:])
     if type(h) is Tensor and h.shape == shape and h.dtype == x.dtype and h.device == x.device:
         return h
-    where = f"at step {step.name}, t = {step.t:.6g}"
     if not isinstance(h, Tensor):
-        raise TypeError(f"the network must return a tensor, got {type(h).__name__} {where}")
+        raise TypeError(f"the network must return a tensor, got {type(h).__name__} at {step.place}")
     if h.shape != shape or h.device != x.device:
         what = "like its input" if step.exponent is None else "with twice the channels of its input"
         raise ValueError(
             f"the network must return a tensor {what}, {tuple(shape)} on {x.device}, "
-            f"got {tuple(h.shape)} on {h.device} {where}"
+            f"got {tuple(h.shape)} on {h.device} at {step.place}"
         )
     if not h.is_floating_point():
-        raise TypeError(f"the network must return a floating-point tensor, got {h.dtype} {where}")
+        raise TypeError(f"the network must return a floating-point tensor, got {h.dtype} at {step.place}")
     return h.to(x.dtype)
 
 
-def with_progress(steps: tuple[Step, ...]) -> Iterable[Step]:
+def with_progress(steps: Iterable[Item]) -> Iterable[Item]:
     """A progress bar over the steps."""
     try:
         from tqdm.auto import tqdm

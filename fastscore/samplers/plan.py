@@ -53,6 +53,11 @@ class Step:
     exponent: float | None = None
     draws: bool = True
 
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"step {self.name}, t = {self.t:.6g}"
+
 
 @dataclass(frozen=True)
 class Plan:
