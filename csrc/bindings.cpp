@@ -6,6 +6,7 @@
 #include <torch/version.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/error_norm.h"
 #include "cpu/langevin_step.h"
 #include "cpu/philox.h"
 #include "group_norm_silu.h"
@@ -106,6 +107,13 @@ PYBIND11_MODULE(_C, m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("linear_step_cpu", &linear_step_cpu, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
+  m.def(
+      "error_norm_cpu",
+      [](const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u, const at::Tensor& v,
+         double atol, double rtol,
+         std::string_view kind) { return error_norm_cpu(terms, coefficients, u, v, atol, rtol, kind); },
+      release, py::arg("terms"), py::arg("coefficients"), py::arg("u"), py::arg("v"), py::arg("atol"), py::arg("rtol"),
+      py::arg("kind") = "sum");
   m.def("group_norm_silu_fwd_cpu", &group_norm_silu_fwd_cpu, release);
   m.def("group_norm_silu_bwd_cpu", &group_norm_silu_bwd_cpu, release);
   m.def("group_norm_silu_jvp_cpu", &group_norm_silu_jvp_cpu, release);

@@ -4,10 +4,10 @@
 
 namespace fastscore {
 
-void check_like(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x) {
-  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes(), op, ": ", argument, " must have the shape of x, ", x.sizes(), ", got ",
-                    tensor.sizes());
-  TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have the dtype of x, ",
+void check_like(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x, const char* of) {
+  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes(), op, ": ", argument, " must have the shape of ", of, ", ", x.sizes(),
+                    ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have the dtype of ", of, ", ",
                    x.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device() == x.device(), op, ": ", argument, " must be on ", x.device(), ", got ",
                     tensor.device());
@@ -16,7 +16,7 @@ void check_like(const char* op, const char* argument, const at::Tensor& tensor, 
 void check_coefficients(const char* op, const at::Tensor& coefficients, const at::Tensor& x, std::int64_t columns) {
   const auto real = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   TORCH_CHECK_TYPE(coefficients.scalar_type() == real, op, ": coefficients must be ", real, " for ", x.scalar_type(),
-                   " x, got ", coefficients.scalar_type());
+                   " tensors, got ", coefficients.scalar_type());
   TORCH_CHECK_VALUE(coefficients.device() == x.device(), op, ": coefficients must be on ", x.device(), ", got ",
                     coefficients.device());
   const bool row = coefficients.dim() == 1 && coefficients.size(0) == columns;

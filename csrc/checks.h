@@ -9,8 +9,9 @@
 
 namespace fastscore {
 
-// `tensor` has the shape, dtype and device of x.
-void check_like(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x);
+// `tensor` has the shape, dtype and device of x, which messages call `of`.
+void check_like(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& x,
+                const char* of = "x");
 
 // Shape (columns,) or (B, columns), in float32, or float64 for a float64 x.
 void check_coefficients(const char* op, const at::Tensor& coefficients, const at::Tensor& x, std::int64_t columns);

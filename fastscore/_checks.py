@@ -32,33 +32,33 @@ def is_state(op: str, argument: str, x: object) -> None:
         wrong_value(op, argument, "have a batch dimension", "shape ()")
 
 
-def match(op: str, argument: str, values: Sequence[object], x: Tensor) -> None:
-    """Each of `values` is a tensor of the shape, dtype and device of `x`; messages call them argument[0] ..."""
+def match(op: str, argument: str, values: Sequence[object], x: Tensor, of: str = "x") -> None:
+    """Each of `values` is a tensor like `x`, which messages call `of`; they call the values argument[0] ..."""
     shape, dtype, device = x.shape, x.dtype, x.device
     for i, value in enumerate(values):
         # The common case first and in one line: this runs at every step of a sampler.
         if isinstance(value, Tensor) and value.dtype == dtype and value.shape == shape and value.device == device:
             continue
-        matches(op, f"{argument}[{i}]", value, x)
+        matches(op, f"{argument}[{i}]", value, x, of)
 
 
-def matches(op: str, argument: str, value: object, x: Tensor) -> None:
-    """`value` is a tensor of the shape, dtype and device of `x`."""
+def matches(op: str, argument: str, value: object, x: Tensor, of: str = "x") -> None:
+    """`value` is a tensor of the shape, dtype and device of `x`, which messages call `of`."""
     if not isinstance(value, Tensor):
         wrong_type(op, argument, "be a tensor", type(value).__name__)
     if value.dtype != x.dtype:
-        wrong_type(op, argument, f"have the dtype of x, {x.dtype}", value.dtype)
+        wrong_type(op, argument, f"have the dtype of {of}, {x.dtype}", value.dtype)
     if value.shape != x.shape:
-        wrong_value(op, argument, f"have the shape of x, {tuple(x.shape)}", tuple(value.shape))
-    same_device(op, argument, value, x)
+        wrong_value(op, argument, f"have the shape of {of}, {tuple(x.shape)}", tuple(value.shape))
+    same_device(op, argument, value, x, of)
 
 
-def same_device(op: str, argument: str, value: Tensor, x: Tensor) -> None:
+def same_device(op: str, argument: str, value: Tensor, x: Tensor, of: str = "x") -> None:
     if value.device != x.device:
-        wrong_value(op, argument, f"be on the device of x, {x.device}", value.device)
+        wrong_value(op, argument, f"be on the device of {of}, {x.device}", value.device)
 
 
-def coefficients(op: str, value: object, x: Tensor, columns: int, names: str) -> None:
+def coefficients(op: str, value: object, x: Tensor, columns: int, names: str, of: str = "x") -> None:
     """`value` is a tensor of shape (columns,) or (B, columns) in the accumulation dtype of `x`, on its device."""
     argument = "coefficients"
     if not isinstance(value, Tensor):
@@ -70,7 +70,7 @@ def coefficients(op: str, value: object, x: Tensor, columns: int, names: str) ->
     if shape != (columns,) and shape != (x.shape[0], columns):
         accepted = f"have shape ({columns},) or ({x.shape[0]}, {columns}), that is {names}"
         wrong_value(op, argument, accepted, tuple(shape))
-    same_device(op, argument, value, x)
+    same_device(op, argument, value, x, of)
 
 
 def noise_source(op: str, x: Tensor, noise: object, rng: object, samples: object) -> None:

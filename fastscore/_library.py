@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastscore.reference._strides import is_dense
+from fastscore.reference.error_norm import error_norm as _error_norm
 from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.philox import philox_normal as _philox_normal
@@ -109,6 +110,21 @@ def _langevin_step_(x: Tensor, *rest: Any) -> None:
 
 define(f"langevin_step(Tensor x, {_LANGEVIN_STEP}) -> Tensor", lambda x, *_: like(x), _langevin_step_out)
 define(f"langevin_step_(Tensor(a!) x, {_LANGEVIN_STEP}) -> ()", lambda x, *_: None, _langevin_step_)
+
+# ------------------------------------------------------------------------------------------------- error_norm
+
+
+def _error_norm_out(
+    terms: list[Tensor], coefficients: Tensor, u: Tensor, v: Tensor, atol: float, rtol: float, kind: str
+) -> Tensor:
+    return _error_norm(terms, coefficients, u, v, atol=atol, rtol=rtol, kind=kind)
+
+
+define(
+    "error_norm(Tensor[] terms, Tensor coefficients, Tensor u, Tensor v, float atol, float rtol, str kind) -> Tensor",
+    lambda terms, coefficients, u, *_: coefficients.new_empty(u.shape[:1]),
+    _error_norm_out,
+)
 
 # ------------------------------------------------------------------------------------------------- philox
 

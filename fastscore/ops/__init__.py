@@ -1,11 +1,13 @@
-"""The fused ops: one public function each, differentiable, for every backend."""
+"""The fused ops: one public function each, for every backend; all but `error_norm` are differentiable."""
 
+from fastscore.ops.error_norm import error_norm
 from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 from fastscore.ops.philox import philox_normal, philox_rademacher
 
 __all__ = [
+    "error_norm",
     "group_norm_silu",
     "langevin_step",
     "langevin_step_",

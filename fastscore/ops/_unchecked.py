@@ -1,4 +1,4 @@
-"""Updates without argument checks, for loops that have checked once what public ops check every time."""
+"""Ops without argument checks, for loops that have checked once what public ops check every time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastscore import _backend
+from fastscore.ops.error_norm import error_norm
 from fastscore.ops.langevin_step import langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 
@@ -38,6 +40,19 @@ def unchecked(device: torch.device) -> Unchecked:
             x, h, row, noise=z, rng=rng, samples=ids, per_sample=per_sample
         ),
     )
+
+
+def unchecked_error_norm(device: torch.device) -> Callable[..., Tensor]:
+    """`error_norm` for tensors on a device, on the backend now chosen, of tensors that require no gradient.
+
+    Called with positions alone: ``error_norm(terms, coefficients, u, v, atol, rtol, kind)``.
+
+    Raises:
+        ValueError: the backend chosen does not take tensors of this device.
+    """
+    if _backend.resolve(device) != "reference":
+        return torch.ops.fastscore.error_norm.default
+    return lambda terms, row, u, v, atol, rtol, kind: error_norm(terms, row, u, v, atol=atol, rtol=rtol, kind=kind)
 
 
 def _composed(x, h, history, row, exponent, z, rng, ids, kept):  # type: ignore  # until solver_step is there

@@ -1,8 +1,9 @@
 """Every op in plain PyTorch, under its own name: the specification that all other versions are held to."""
 
+from fastscore.reference.error_norm import error_norm
 from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.langevin_step import langevin_step
 from fastscore.reference.linear_step import linear_step
 from fastscore.reference.philox import philox_normal, philox_rademacher
 
-__all__ = ["group_norm_silu", "langevin_step", "linear_step", "philox_normal", "philox_rademacher"]
+__all__ = ["error_norm", "group_norm_silu", "langevin_step", "linear_step", "philox_normal", "philox_rademacher"]
