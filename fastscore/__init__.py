@@ -5,6 +5,10 @@ from fastscore._backend import BackendUnavailableError, available_backends, back
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
     AnnealedLangevinSampler,
+    ConsistencySampler,
+    DDIMInverseSampler,
+    DDIMSampler,
+    DDPMSampler,
     DPMSolverSampler,
     EDMSampler,
     EulerAncestralSampler,
@@ -26,7 +30,11 @@ __all__ = [
     "VPSDE",
     "AnnealedLangevinSampler",
     "BackendUnavailableError",
+    "ConsistencySampler",
     "Convention",
+    "DDIMInverseSampler",
+    "DDIMSampler",
+    "DDPMSampler",
     "DPMSolverSampler",
     "DiscreteVPSDE",
     "EDMSampler",

@@ -2,7 +2,10 @@
 
 from fastscore.samplers.ancestral import EulerAncestralSampler
 from fastscore.samplers.base import FixedStepSampler, SampleInfo, Sampler
+from fastscore.samplers.consistency import ConsistencySampler
 from fastscore.samplers.correctors import CORRECTORS
+from fastscore.samplers.ddim import DDIMInverseSampler, DDIMSampler
+from fastscore.samplers.ddpm import DDPMSampler
 from fastscore.samplers.dpm_solver import DPMSolverSampler
 from fastscore.samplers.edm import EDMSampler
 from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
@@ -20,6 +23,10 @@ __all__ = [
     "ODE_METHODS",
     "PREDICTORS",
     "AnnealedLangevinSampler",
+    "ConsistencySampler",
+    "DDIMInverseSampler",
+    "DDIMSampler",
+    "DDPMSampler",
     "DPMSolverSampler",
     "DynamicThresholding",
     "EDMSampler",

@@ -32,6 +32,12 @@ class Node:
         """log(alpha / sigma), lambda of the DPM-Solver papers; infinity without noise."""
         return math.log(self.alpha / self.sigma) if self.sigma else math.inf
 
+    def transition(self, earlier: Node) -> tuple[float, float]:
+        """``(a, s)`` of ``x_here = a x_earlier + s z``, the forward process from a node with less noise."""
+        a = self.alpha / earlier.alpha
+        # (a - b)(a + b): neighboring levels are close, their squares cancel
+        return a, math.sqrt(max((self.sigma - a * earlier.sigma) * (self.sigma + a * earlier.sigma), 0.0))
+
 
 CLEAN = Node(0.0, 1.0, 0.0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastscore.noise import Noise
 from fastscore.ops._unchecked import unchecked
 from fastscore.samplers.hooks import Hooks, Moment
-from fastscore.samplers.plan import LANGEVIN, POINT, Plan, Step
+from fastscore.samplers.plan import LANGEVIN, OUTPUT, POINT, Plan, Step
 from fastscore.sde import SDE
 
 __all__ = ["NonFiniteError", "check_kept", "checked_result", "fitting", "run_plan", "with_progress"]
@@ -76,17 +76,18 @@ def run_plan(
     for i, (step, row) in enumerate(zip(with_progress(plan.steps) if progress else plan.steps, rows, strict=True)):
         if hooks and point is x:
             hooks.before_step(x, _moment(i, step.t, x, sde, noise))
-        h = exponent = None
+        given, h, exponent = point, None, None
         if step.label is not None:
             h = fitting(model(point if scales is None else point * scales[i], labels[i]), x, step)
             if step.exponent is not None:
                 h, exponent = h.chunk(2, 1)
+            given = h
             for conversion in row.conversions:
                 h = ops.linear_step(h, [point], conversion, None, None, None)
                 if conversion is row.conversions[0] and step.denoise is not None:
                     h = h if plan.clip is None else h.clamp_(-plan.clip, plan.clip)
                     h = h if not hooks else hooks.on_denoised(h, point, _moment(i, step.t, x, sde, noise))
-            if plan.memory > 1 and row.solver is None:
+            if plan.memory > 1 and row.solver is None and not row.conversions:
                 check_kept(h, point, outputs, step)
         z = rng = ids = None
         if step.draws:
@@ -106,7 +107,8 @@ def run_plan(
             if step.kind == LANGEVIN:
                 ops.langevin_step_(x, h, row.coefficients, z, rng, ids, per_sample)
             else:
-                history = [point if age == POINT else outputs[age] for age in step.ages]
+                now = {POINT: point, OUTPUT: given}
+                history = [now[age] if age < 0 else outputs[age] for age in step.ages]
                 if step.stage:
                     point = ops.linear_step(x, history, row.coefficients, z, rng, ids)
                 else:

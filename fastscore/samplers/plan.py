@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LANGEVIN", "LINEAR", "POINT", "Plan", "Step"]
+__all__ = ["LANGEVIN", "LINEAR", "OUTPUT", "POINT", "Plan", "Step"]
 
 LINEAR = "linear"
 LANGEVIN = "langevin"
 POINT = -1  # an age: not an output, but the noisy point that the network has just seen
+OUTPUT = -2  # an age: what the network has just given, before it is clipped or a hook sees it
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Step:
     """One row of a plan: the network is called, giving h, and the state moves.
 
     ``"linear"``: ``x <- a x + sum_k b_k m_k + s z``, ``coefficients = (a, b ..., s)``; m_k is what the network gave
-    ``ages[k]`` calls ago (0: just now; POINT: the point it saw).
+    ``ages[k]`` calls ago (0: just now; POINT: the point it saw; OUTPUT: just now, before ``denoise``).
     ``"langevin"``: ``g = p x + q h, e = tau (|z| / |g|)^2, x <- x + e g + sqrt(2 e) z``, ``coefficients``
     ``(p, q, tau)``.
 
@@ -87,7 +88,7 @@ class Plan:
         """
         step = self.steps[i]
         conversions = [c for c in (step.denoise, step.keep) if c is not None and not converted]
-        between = step.stage or (i > 0 and self.steps[i - 1].stage) or POINT in step.ages
+        between = step.stage or (i > 0 and self.steps[i - 1].stage) or min(step.ages, default=0) < 0
         needed = conversions or step.exponent is not None
         if step.kind != LINEAR or step.label is None or between or not needed or len(conversions) > 1:
             return None
@@ -129,7 +130,7 @@ def _row(step: Step) -> str:
     names = (
         ["p", "q", "tau"]
         if step.kind == LANGEVIN
-        else ["a", *("point" if age == POINT else f"b{age}" for age in step.ages), "s"]
+        else ["a", *({POINT: "point", OUTPUT: "h"}.get(age, f"b{age}") for age in step.ages), "s"]
     )
     parts = [f"{name} = {value:.8g}" for name, value in zip(names, step.coefficients, strict=True)]
     if step.exponent is not None:

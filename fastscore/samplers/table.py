@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastscore.samplers.grid import Node
-from fastscore.samplers.plan import LANGEVIN, LINEAR, POINT, Plan, Step
+from fastscore.samplers.plan import LANGEVIN, LINEAR, OUTPUT, POINT, Plan, Step
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
@@ -50,6 +50,7 @@ class _Call:
     """A network call that waits for the row it belongs to."""
 
     node: Node
+    marginal: tuple[float, float]
     denoise: tuple[float, float] | None
     keep: tuple[float, float] | None
 
@@ -108,9 +109,20 @@ class Table:
         p, q = convention.conversion(alpha, sigma, target)
         output = Expression({("m", self._calls): 1.0})
         kept = (p, q) if keep and p != 0 else None
-        self._call = _Call(node, denoise, kept)
+        self._call = _Call(node, (alpha, sigma), denoise, kept)
         self._calls += 1
         return output if kept else p * self._point + q * output
+
+    def untouched(self, target: str) -> Expression:
+        """What the network predicts at the point of the last `evaluate`, neither clipped nor seen by hooks.
+
+        For the row of that call alone.
+        """
+        call = self._call
+        assert call is not None, "no call waits for its row"
+        p, q = self.convention.conversion(*call.marginal, target)
+        converted = call.denoise is not None or call.keep is not None
+        return p * self._point + q * Expression({("h" if converted else "m", self._calls - 1): 1.0})
 
     def step(
         self, expression: Expression, node: Node, *, noise: float = 0.0, draws: bool | None = None,
@@ -169,6 +181,9 @@ class Table:
         kind, index = symbol
         if kind == "m":
             return self._calls - 1 - index
+        if kind == "h":
+            assert index == self._calls - 1, f"{name}: the network has been called since {symbol}"
+            return OUTPUT
         assert (kind, index) == ("y", self._noisy_points), f"{name}: the state is not any more what {symbol} was"
         return POINT
 

@@ -4,6 +4,10 @@ The specification that the table engine is tested against. Nothing here comes fr
 asked for its marginal, the network's output is turned into what the formula wants, and the update is written out.
 """
 
+from fastscore.reference.samplers.consistency import consistency_sampler
+from fastscore.reference.samplers.ddim import ddim_inverse_sampler, ddim_sampler
+from fastscore.reference.samplers.ddpm import ddpm_sampler
+from fastscore.reference.samplers.dpm_solver import dpm_solver_sampler
 from fastscore.reference.samplers.edm import edm_sampler, euler_ancestral_sampler
 from fastscore.reference.samplers.langevin import annealed_langevin_sampler, langevin_sampler
 from fastscore.reference.samplers.ode import ode_sampler, spaced_times
@@ -11,6 +15,11 @@ from fastscore.reference.samplers.score_sde import euler_maruyama_sampler, pc_sa
 
 __all__ = [
     "annealed_langevin_sampler",
+    "consistency_sampler",
+    "ddim_inverse_sampler",
+    "ddim_sampler",
+    "ddpm_sampler",
+    "dpm_solver_sampler",
     "edm_sampler",
     "euler_ancestral_sampler",
     "euler_maruyama_sampler",
