@@ -9,6 +9,7 @@
 #include "cpu/error_norm.h"
 #include "cpu/langevin_step.h"
 #include "cpu/philox.h"
+#include "cpu/solver_step.h"
 #include "group_norm_silu.h"
 #include "linear_step.h"
 
@@ -120,6 +121,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("langevin_step_cpu", &langevin_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
         py::arg("per_sample") = false);
+  m.def(
+      "solver_step_cpu",
+      [](const at::Tensor& x, const at::Tensor& h, const std::vector<at::Tensor>& history,
+         const at::Tensor& coefficients, const OptionalTensor& exponent, const OptionalTensor& noise,
+         const OptionalTensor& rng, const OptionalTensor& samples) {
+        return solver_step_cpu(x, h, history, coefficients, exponent, noise, rng, samples);
+      },
+      release, py::arg("x"), py::arg("h"), py::arg("history"), py::arg("coefficients"),
+      py::arg("exponent") = py::none(), py::arg("noise") = py::none(), py::arg("rng") = py::none(),
+      py::arg("samples") = py::none());
   m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
         py::arg("count"));
 #ifdef FASTSCORE_WITH_CUDA

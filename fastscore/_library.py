@@ -22,6 +22,7 @@ from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.philox import philox_normal as _philox_normal
 from fastscore.reference.philox import philox_rademacher as _philox_rademacher
+from fastscore.reference.solver_step import solver_step as _solver_step
 
 _group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")  # the module, not its function
 
@@ -125,6 +126,39 @@ define(
     lambda terms, coefficients, u, *_: coefficients.new_empty(u.shape[:1]),
     _error_norm_out,
 )
+
+# ------------------------------------------------------------------------------------------------- solver_step
+
+_SOLVER_STEP = "Tensor[] history, Tensor coefficients, Tensor? exponent, Tensor? noise, Tensor? rng, Tensor? samples"
+
+
+def _solver_step_out(
+    x: Tensor,
+    h: Tensor,
+    history: list[Tensor],
+    coefficients: Tensor,
+    exponent: Tensor | None,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _solver_step(x, h, history, coefficients, exponent=exponent, noise=noise, rng=rng, samples=samples)
+
+
+def _solver_step_(x: Tensor, h: Tensor, *rest: Any) -> None:
+    *inputs, keep = rest
+    out, m = _solver_step_out(x, h, *inputs)
+    x.copy_(out)
+    if keep:
+        h.copy_(m)
+
+
+define(
+    f"solver_step(Tensor x, Tensor h, {_SOLVER_STEP}) -> (Tensor out, Tensor m)",
+    lambda x, *_: (like(x), like(x)),
+    _solver_step_out,
+)
+define(f"solver_step_(Tensor(a!) x, Tensor(b!) h, {_SOLVER_STEP}, bool keep) -> ()", lambda x, *_: None, _solver_step_)
 
 # ------------------------------------------------------------------------------------------------- philox
 

@@ -5,6 +5,7 @@ from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 from fastscore.ops.philox import philox_normal, philox_rademacher
+from fastscore.ops.solver_step import solver_step, solver_step_
 
 __all__ = [
     "error_norm",
@@ -15,4 +16,6 @@ __all__ = [
     "linear_step_",
     "philox_normal",
     "philox_rademacher",
+    "solver_step",
+    "solver_step_",
 ]

@@ -12,6 +12,7 @@ from fastscore import _backend
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.langevin_step import langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
+from fastscore.ops.solver_step import solver_step_
 
 
 class Unchecked(NamedTuple):
@@ -53,6 +54,19 @@ def unchecked_error_norm(device: torch.device) -> Callable[..., Tensor]:
     if _backend.resolve(device) != "reference":
         return torch.ops.fastscore.error_norm.default
     return lambda terms, row, u, v, atol, rtol, kind: error_norm(terms, row, u, v, atol=atol, rtol=rtol, kind=kind)
+
+
+def unchecked_solver_step(device: torch.device) -> Callable[..., object]:
+    """`solver_step_` likewise: ``solver_step_(x, h, history, coefficients, exponent, noise, rng, samples, keep)``.
+
+    Raises:
+        ValueError: the backend chosen does not take tensors of this device.
+    """
+    if _backend.resolve(device) != "reference":
+        return torch.ops.fastscore.solver_step_.default
+    return lambda x, h, history, row, v, z, rng, ids, keep: solver_step_(
+        x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids, keep=keep
+    )
 
 
 def _composed(x, h, history, row, exponent, z, rng, ids, kept):  # type: ignore  # until solver_step is there

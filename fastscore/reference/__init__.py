@@ -5,5 +5,14 @@ from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.langevin_step import langevin_step
 from fastscore.reference.linear_step import linear_step
 from fastscore.reference.philox import philox_normal, philox_rademacher
+from fastscore.reference.solver_step import solver_step
 
-__all__ = ["error_norm", "group_norm_silu", "langevin_step", "linear_step", "philox_normal", "philox_rademacher"]
+__all__ = [
+    "error_norm",
+    "group_norm_silu",
+    "langevin_step",
+    "linear_step",
+    "philox_normal",
+    "philox_rademacher",
+    "solver_step",
+]

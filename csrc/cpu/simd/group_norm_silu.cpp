@@ -150,7 +150,7 @@ template <class T>
 bool in_range(View<T> view, int64_t c, double squares) {
   const double furthest = 1.001 * __builtin_sqrt(squares);
   const double v = furthest * __builtin_fabs(view.coefficient(slope)[c]) + __builtin_fabs(view.coefficient(offset)[c]);
-  return v < SiluRange<typename Acc<T>::vec>::greatest;
+  return v < ExpRange<typename Acc<T>::vec>::greatest;
 }
 
 // ------------------------------------------------------------------------------------------ elements

@@ -1,0 +1,798 @@
+"""solver_step: every version against the reference, its derivatives, its traces, and what must not change a bit."""
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+
+from fastscore import _backend, _library, reference
+from fastscore._checks import accumulation_dtype
+from fastscore.ops import linear_step, solver_step, solver_step_
+from fastscore.ops._unchecked import unchecked_solver_step
+from fastscore.testing import assert_error_within_budget
+from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.traffic import Traffic
+
+RAW = torch.ops.fastscore.solver_step.default
+RAW_ = torch.ops.fastscore.solver_step_.default
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+RNG = torch.tensor([2**40 + 17, 5])
+# One element a sample, less than a vector, several tiles, channels-last with and without whole groups of four pixels.
+SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
+SLOTS = ("p", "q", "c", "a", "b_0")  # then b_1 ... b_K, s, e
+C, S, E = 2, -2, -1  # where c, s and e stand in a row
+
+native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
+Case = tuple[Tensor, Tensor, list[Tensor], Tensor, dict[str, Tensor]]
+
+
+def make_case(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    *,
+    terms: int = 1,
+    noise: str = "drawn",
+    rows: bool = False,
+    clip: bool = True,
+    exponent: bool = True,
+) -> Case:
+    """Arguments (x, h, history, coefficients, keywords) of a call; a third of the elements are clamped."""
+    x, h = (make_input(shape, layout, dtype=dtype, seed=seed) for seed in (0, 1))
+    history = [make_input(shape, layout, dtype=dtype, seed=k + 2) for k in range(terms)]
+    weights = [0.9, -0.7, 1.1 if clip else math.inf, 0.4, 0.6, *(-0.3, 0.2, 0.25)[:terms], 0.5, 0.7]
+    coefficients = torch.tensor(weights, dtype=torch.float64)
+    if rows:
+        factors = make_input((x.shape[0], terms + 7), dtype=torch.float64, scale=0.1, mean=1.0, seed=90)
+        coefficients = coefficients * factors
+    keywords = {}
+    if exponent:
+        keywords["exponent"] = make_input(shape, layout, dtype=dtype, seed=92)
+    if noise == "given":
+        keywords["noise"] = make_input(shape, layout, dtype=dtype, seed=91)
+    elif noise == "drawn":
+        keywords |= {"rng": RNG, "samples": torch.arange(x.shape[0]) * 3 + 2**33}
+    return x, h, history, coefficients.to(accumulation_dtype(dtype)), keywords
+
+
+def laid_out(case: Case, layout: str) -> Case:
+    """The same numbers in another memory format, in memory of their own."""
+    x, h, history, coefficients, keywords = case
+    moved = {k: as_layout(v.clone(), layout) if v.is_floating_point() else v for k, v in keywords.items()}
+    return (
+        as_layout(x.clone(), layout),
+        as_layout(h.clone(), layout),
+        [as_layout(m.clone(), layout) for m in history],
+        coefficients,
+        moved,
+    )
+
+
+def call(case: Case, function: Any = solver_step, **more: Any) -> Any:
+    *arguments, keywords = case
+    return function(*arguments, **keywords, **more)
+
+
+def some_rows(case: Case, rows: slice | Tensor) -> Case:
+    x, h, history, coefficients, keywords = case
+    some = {k: v if k == "rng" else v[rows] for k, v in keywords.items()}
+    return x[rows], h[rows], [m[rows] for m in history], coefficients, some
+
+
+def assert_parity(actual: tuple[Tensor, Tensor], case: Case) -> None:
+    x, h, history, coefficients, keywords = case
+    plain = call(case, reference.solver_step)
+    for one, other in zip(actual, plain, strict=True):
+        assert one.stride() == other.stride()
+    if x.dtype == torch.float64:
+        # The oracle rounds as much as the kernel does. m: 3 roundings; the sum: those, two for each of its terms, 4
+        # units of a normal, 3 of an exponential, and that of its argument, which counts e v times.
+        column = coefficients.reshape(-1, coefficients.shape[-1], *[1] * (x.dim() - 1)).unbind(1)
+        size_m = (column[0] * x).abs() + (column[1] * h).abs()
+        size = (column[3] * x).abs() + column[4].abs() * size_m
+        for b, m in zip(column[5:-2], history, strict=True):
+            size = size + (b * m).abs()
+        if "noise" in keywords or "rng" in keywords:
+            unit = coefficients.new_tensor([0.0, 1.0])
+            noise = {k: v for k, v in keywords.items() if k != "exponent"}
+            ev = column[E] * keywords["exponent"] if "exponent" in keywords else torch.zeros_like(x)
+            z = reference.linear_step(torch.zeros_like(x), [], unit, **noise)
+            size = size + (column[S] * ev.exp() * z).abs() * (1 + ev.abs())
+        operations = 2 * (len(history) + 3) + 3 + 4 + 3
+        for one, other, scale, roundings in zip(actual, plain, (size, size_m), (operations, 3), strict=True):
+            assert ((one - other).abs() <= 2 * roundings * 2.0**-53 * scale).all()
+        return
+    in64 = {k: v.double() if v.is_floating_point() else v for k, v in keywords.items()}
+    wide = (x.double(), h.double(), [m.double() for m in history], coefficients.double(), in64)
+    oracle = call(wide, reference.solver_step)
+    for name, one, exact, low in zip(("solver_step", "m"), actual, oracle, plain, strict=True):
+        assert_error_within_budget(one, exact, low, name)
+
+
+def halves(case: Case) -> tuple[Case, Tensor]:
+    """The case with h and the exponent as the halves of the channels of one tensor, and that tensor."""
+    x, h, history, coefficients, keywords = case
+    output = torch.cat([h, keywords["exponent"]], 1)
+    h, v = output.chunk(2, 1)
+    return (x.clone(), h, history, coefficients, keywords | {"exponent": v}), output
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+
+@native
+@pytest.mark.parametrize("noise", ["drawn", "given", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, noise: str) -> None:
+    for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
+        for rows in (False, True):
+            case = make_case(shape, dtype, layout, noise=noise, rows=rows)
+            with _backend.backend("cpu"):
+                assert_parity(call(case), case)
+
+
+@native
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parity_by_layout(layout: str, dtype: torch.dtype) -> None:
+    for noise in ("drawn", "given", "none"):
+        case = make_case((4, 3, 6, 10), dtype, layout, noise=noise)
+        assert_parity(call(case), case)
+
+
+@native
+@pytest.mark.parametrize("terms", range(4))
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("exponent", [False, True])
+def test_parity_by_terms(terms: int, clip: bool, exponent: bool) -> None:
+    for dtype in DTYPES:
+        for noise in ("drawn", "given", "none"):
+            case = make_case((3, 157), dtype, terms=terms, noise=noise, clip=clip, exponent=exponent)
+            out, m = call(case)
+            assert_parity((out, m), case)
+            bound = case[3][C].to(dtype)
+            assert bool((m.abs() == bound).any()) == clip
+            assert (m.abs() <= bound).all()
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("e", [0.5, -1.0, 1.7])  # the first two scale without rounding, so that the exponential shows
+def test_parity_of_wide_exponents(dtype: torch.dtype, e: float) -> None:
+    case = make_case((3, 1000), dtype, noise="given")
+    case[3][E] = e
+    case[4]["exponent"] *= 1.5
+    assert_parity(call(case), case)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_exponential_at_its_ends(dtype: torch.dtype, chosen: str) -> None:
+    end = math.log(torch.finfo(dtype).max)
+    v = torch.tensor([[-math.inf, -1e4, -end - 20, -0.0, 0.0, end + 1, 1e4, math.inf, math.nan]], dtype=dtype)
+    row = torch.tensor([0.0, 0, 1, 0, 0, 2, 1], dtype=dtype)
+    with _backend.backend(chosen):
+        out, _ = solver_step(torch.zeros_like(v), torch.zeros_like(v), [], row, exponent=v, noise=torch.ones_like(v))
+    inf = math.inf
+    torch.testing.assert_close(
+        out, torch.tensor([[0, 0, 0, 2, 2, inf, inf, inf, math.nan]], dtype=dtype), equal_nan=True
+    )
+
+
+@native
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_halves_of_one_output(dtype: torch.dtype, layout: str, keep: bool) -> None:
+    for shape in ((4, 3, 6, 10), (3, 3, 33, 32), (1, 3, 5, 5)):
+        for noise in ("drawn", "given", "none"):
+            case = make_case(shape, dtype, noise=noise)
+            out, m = call(case)
+            viewed, output = halves(case)
+            output = as_layout(output, layout)
+            h, v = output.chunk(2, 1)
+            viewed = (as_layout(viewed[0], layout), h, *viewed[2:4], viewed[4] | {"exponent": v})
+            for one, other in zip(call(viewed), (out, m), strict=True):
+                assert torch.equal(one, other)
+            second = v.clone()
+            assert call(viewed, solver_step_, keep=keep) is viewed[0]
+            assert torch.equal(viewed[0], out)
+            assert torch.equal(h, m if keep else case[1])
+            assert torch.equal(v, second)
+            assert torch.equal(output, torch.cat([h, v], 1))
+
+
+@native
+def test_halves_of_one_output_are_not_copied() -> None:
+    for noise in ("drawn", "given"):
+        viewed, _ = halves(make_case((4, 3, 6, 10), noise=noise))
+        for function in (solver_step, solver_step_):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                call(viewed, function)
+            names = {event.key for event in profile.key_averages()}
+            assert f"fastscore::{function.__name__}" in names
+            assert not names & {"aten::copy_", "aten::clone", "aten::contiguous"}
+
+
+@native
+def test_operands_may_differ_in_layout() -> None:
+    x, h, history, coefficients, keywords = make_case((4, 3, 6, 10), terms=3, noise="given", rows=True)
+    want = solver_step(x, h, history, coefficients, **keywords)
+    mixed = [as_layout(m, layout) for m, layout in zip(history, LAYOUTS[1:4], strict=True)]
+    table = coefficients.t().contiguous().t()
+    for of_x, of_h, of_v in (
+        ("channels_last", "sliced", "permuted"),
+        ("sliced", "channels_last", "contiguous"),
+        ("contiguous", "permuted", "channels_last"),
+    ):
+        moved = {"exponent": as_layout(keywords["exponent"], of_v), "noise": as_layout(keywords["noise"], of_h)}
+        state, output = as_layout(x.clone(), of_x), as_layout(h.clone(), of_h)
+        for one, other in zip(solver_step(state, output, mixed, table, **moved), want, strict=True):
+            assert torch.equal(one, other)
+        solver_step_(state, output, mixed, table, **moved)
+        assert torch.equal(state, want[0])
+        assert torch.equal(output, want[1])
+
+
+def test_reference_is_the_formula() -> None:
+    """Element by element in Python's own arithmetic."""
+    x, h, history, coefficients, keywords = make_case((3, 4), torch.float64, terms=2, noise="given", rows=True)
+    out, m = reference.solver_step(x, h, history, coefficients, **keywords)
+    clamped = 0
+    for i in range(3):
+        p, q, c, a, b0, b1, b2, s, e = coefficients[i].tolist()
+        for j in range(4):
+            raw = p * x[i, j].item() + q * h[i, j].item()
+            clean = min(max(raw, -c), c)
+            clamped += clean != raw
+            w = s * math.exp(e * keywords["exponent"][i, j].item())
+            want = a * x[i, j].item() + b0 * clean + b1 * history[0][i, j].item() + b2 * history[1][i, j].item()
+            assert m[i, j].item() == pytest.approx(clean, rel=1e-14)
+            assert out[i, j].item() == pytest.approx(want + w * keywords["noise"][i, j].item(), rel=1e-13)
+    assert 0 < clamped < 12
+
+
+@native
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_noise_of_weight_zero_is_not_looked_at(noise: str, rows: bool, chosen: str) -> None:
+    case = make_case((3, 40), noise=noise, rows=rows)
+    case[3][..., S] = 0
+    if noise == "given":
+        case[4]["noise"].fill_(math.nan)
+    case[4]["exponent"].fill_(math.inf)
+    with _backend.backend(chosen):
+        want = solver_step(*case[:4])
+        for one, other in zip(call(case), want, strict=True):
+            assert torch.equal(one, other)
+        assert torch.isfinite(want[0]).all()
+
+
+@native
+def test_nan_and_infinity() -> None:
+    case = make_case((3, 40), exponent=False)
+    x, h, history = case[:3]
+    h[1, 7], x[2, 3], history[0][0, 1] = math.nan, math.nan, math.nan
+    h[0, 0], h[0, 2] = math.inf, -math.inf
+    out, m = call(case)
+    assert torch.isnan(m).nonzero().tolist() == [[1, 7], [2, 3]]
+    assert torch.isnan(out).nonzero().tolist() == [[0, 1], [1, 7], [2, 3]]
+    assert m[0, [0, 2]].tolist() == [-case[3][C].item(), case[3][C].item()]
+    case[3][C] = math.inf
+    assert call(case)[1][0, [0, 2]].tolist() == [-math.inf, math.inf]
+
+
+@native
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backends_ran(layout: str) -> None:
+    case = make_case((4, 3, 6, 10), layout=layout)
+    key = f"solver_step.{_library.build_info()['isa']}"
+    _library.NATIVE.reset_launches()
+    call(case)
+    expected = {} if layout == "empty" else {key: 1}  # nothing to do, nothing launched
+    assert _library.NATIVE.launches() == expected
+    with _backend.backend("reference"):
+        call(case)
+    assert _library.NATIVE.launches() == expected
+    if layout not in ("expanded", "empty"):
+        call(case, solver_step_, keep=False)
+        call(laid_out(case, layout), solver_step_)
+        assert _library.NATIVE.launches() == {key: 3}
+
+
+@native
+def test_raw_launcher() -> None:
+    x, h, history, coefficients, keywords = make_case((4, 30))
+    launched = _library.NATIVE.solver_step_cpu(x, h, history, coefficients, **keywords)
+    v, rng, samples = keywords.values()
+    for one, other in zip(launched, RAW(x, h, history, coefficients, v, None, rng, samples), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="solver_step: x must be a CPU tensor, got one on meta"):
+        _library.NATIVE.solver_step_cpu(x.to("meta"), h, history, coefficients)
+
+
+# ------------------------------------------------------------------------------------------------ to the last bit
+
+
+@native
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 3, 8, 8), (12, 5), (12, 3, 33, 31)])
+def test_bits_do_not_depend_on_batch_threads_or_format(
+    shape: tuple[int, ...], dtype: torch.dtype, noise: str, threads
+) -> None:
+    case = make_case(shape, dtype, noise=noise)
+
+    def check(parts: list[tuple[Tensor, Tensor]], want: tuple[Tensor, Tensor], what: str) -> None:
+        for k in range(2):
+            assert torch.equal(torch.cat([part[k] for part in parts]), want[k]), what
+
+    with threads(1):
+        want = call(case)
+    with threads(2):
+        check([call(case)], want, "threads")
+    for split in (1, 5):
+        parts = [call(some_rows(case, slice(i, i + split))) for i in range(0, 12, split)]
+        check(parts, want, "batch split")
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    check([call(some_rows(case, order))], (want[0][order], want[1][order]), "batch order")
+    for layout in ("channels_last", "permuted", "sliced") if len(shape) == 4 else ("permuted", "sliced"):
+        check([call(laid_out(case, layout))], want, layout)
+
+
+@native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "empty"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_in_place_is_out_of_place(layout: str, dtype: torch.dtype, chosen: str) -> None:
+    case = make_case((3, 3, 6, 7), dtype, layout)
+    with _backend.backend(chosen):
+        out, m = call(case)
+        for keep in (True, False):
+            copy = laid_out(case, layout)
+            x, h, *_ = copy
+            addresses = x.data_ptr(), h.data_ptr()
+            assert call(copy, solver_step_, keep=keep) is x
+            assert (x.data_ptr(), h.data_ptr()) == addresses
+            assert torch.equal(x, out)
+            assert torch.equal(h, m if keep else case[1])
+        copy = laid_out(case, layout)
+        call(copy, solver_step_)
+        assert torch.equal(copy[1], m), "keep is the default"
+
+
+@native
+def test_in_place_with_one_tensor_in_two_places() -> None:
+    x, h, history, coefficients, keywords = make_case((3, 40), terms=2, noise="given")
+    v, z = keywords["exponent"], keywords["noise"]
+    for keep in (True, False):
+        for history in ([h, v], [x, h], [x[:1].expand_as(x), h]):  # the last is overwritten while rows still need it
+            for v, z in ((keywords["exponent"], h), (h, x), (x, keywords["noise"])):
+                same = {id(t): t.clone() for t in (x, h, *history, v, z)}
+                out, m = solver_step(x, h, history, coefficients, exponent=v, noise=z)
+                state, output = same[id(x)], same[id(h)]
+                expanded = {id(history[0]): state[:1].expand_as(state)} if history[0].stride(0) == 0 else {}
+                moved = [(same | expanded)[id(t)] for t in history]
+                solver_step_(state, output, moved, coefficients, exponent=same[id(v)], noise=same[id(z)], keep=keep)
+                assert torch.equal(state, out)
+                assert torch.equal(output, m if keep else h)
+    row = coefficients[[0, 1, 2, 3, 4, 7, 8]]
+    out, _ = solver_step(x, x, [], row)
+    assert torch.equal(solver_step_(x, x, [], row, keep=False), out)
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_drawn_noise_is_that_of_linear_step(dtype: torch.dtype) -> None:
+    for shape, layout in (((3, 2163), "contiguous"), ((3, 3, 5, 7), "channels_last")):
+        x, h, _, _, keywords = make_case(shape, dtype, layout, exponent=False)
+        real = accumulation_dtype(dtype)
+        row = torch.tensor([0.0, 1.0, math.inf, 0.3, 0.0, 1.7, 0.0], dtype=real)
+        want = linear_step(x, (), torch.tensor([0.3, 1.7], dtype=real), **keywords)
+        out, m = solver_step(x, h, (), row, **keywords)
+        assert torch.equal(out, want)
+        assert torch.equal(m, h)
+        if dtype in (torch.float32, torch.float64):
+            z = linear_step(torch.zeros_like(x), (), torch.tensor([0.0, 1.0], dtype=real), **keywords)
+            v = make_input(shape, layout, dtype=dtype, seed=8)
+            row[E] = 0.4
+            drawn, given = (solver_step(x, h, (), row, exponent=v, **k)[0] for k in (keywords, {"noise": z}))
+            assert torch.equal(drawn, given)
+
+
+PROBE = """
+import sys, torch
+from fastscore import _library
+from fastscore.ops import solver_step
+cases = torch.load(sys.argv[1])
+results = [solver_step(*arguments, **keywords) for *arguments, keywords in cases]
+torch.save((results, _library.NATIVE.launches()), sys.argv[2])
+"""
+
+
+@native
+@pytest.mark.parametrize(("capability", "isa"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
+def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
+    best = {"AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    if {"baseline": 0, "avx2": 1, "avx512": 2}[isa] > best:
+        pytest.skip(f"this CPU has no {isa}")
+    cases = [
+        make_case(shape, dtype, layout, noise=noise, rows=True, terms=terms, clip=clip, exponent=exponent)
+        for shape, layout in (((3, 2163), "contiguous"), ((2, 3, 7, 9), "channels_last"))
+        for dtype in DTYPES
+        for noise, terms in (("drawn", 0), ("given", 1), ("drawn", 2), ("none", 3))
+        for clip, exponent in ((True, True), (False, False))
+    ]
+    torch.save(cases, tmp_path / "cases")
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    subprocess.run([sys.executable, "-c", PROBE, tmp_path / "cases", tmp_path / "results"], env=environment, check=True)
+    results, launches = torch.load(tmp_path / "results")
+    assert launches == {f"solver_step.{isa}": len(cases)}
+    for case, actual in zip(cases, results, strict=True):
+        assert_parity(actual, case)
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def test_traffic() -> None:
+    x, h, history, coefficients, keywords = make_case((4, 3, 6, 10), terms=3, noise="none")
+    for terms in range(4):
+        row = torch.cat([coefficients[: 5 + terms], coefficients[S:]])
+        for exponent in (None, keywords["exponent"]):
+            read = 2 + terms + (exponent is not None)
+            for function, more, written in (
+                (solver_step_, {"keep": False}, 1),
+                (solver_step_, {"keep": True}, 2),
+                (solver_step, {}, 2),
+            ):
+                drawn = {"rng": RNG, "samples": torch.arange(4)}
+                with Traffic(x) as traffic:
+                    function(x, h, history[:terms], row, exponent=exponent, **drawn, **more)
+                assert (traffic.count.full, traffic.count.moved) == (1, read + written)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_unchecked(chosen: str) -> None:
+    x, h, history, coefficients, keywords = case = make_case((3, 40), terms=2)
+    v, rng, samples = keywords.values()
+    with _backend.backend(chosen):
+        out, m = call(case)
+        for keep in (False, True):
+            state, output = x.clone(), h.clone()
+            step = unchecked_solver_step(x.device)
+            step(state, output, history, coefficients, v, None, rng, samples, keep)
+            assert torch.equal(state, out)
+            assert torch.equal(output, m if keep else h)
+
+
+# ------------------------------------------------------------------------------------------------ derivatives
+
+
+def leaves_of(case: Case) -> tuple[list[Tensor], Any]:
+    """The tensors that have a derivative, and a function of them."""
+    x, h, history, coefficients, keywords = case
+    named = [name for name in ("exponent", "noise") if name in keywords]
+    fixed = {k: v for k, v in keywords.items() if k not in named}
+
+    def function(*leaves: Tensor, op: Any = solver_step) -> tuple[Tensor, Tensor]:
+        x, h, coefficients, *rest = leaves
+        given = dict(zip(named, rest, strict=False))
+        return op(x, h, rest[len(named) :], coefficients, **given, **fixed)
+
+    return [x, h, coefficients, *(keywords[name] for name in named), *history], function
+
+
+@pytest.mark.parametrize("noise", ["drawn", "given", "none"])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_gradcheck(noise: str, rows: bool, chosen: str) -> None:
+    case = make_case((2, 2, 3), torch.float64, terms=2, noise=noise, rows=rows, exponent=noise != "none")
+    inputs, function = leaves_of(case)
+    inputs = [t.requires_grad_() for t in inputs]
+    with torch.no_grad(), _backend.backend(chosen):
+        raw = case[0] * case[3][..., 0].reshape(-1, 1, 1) + case[1] * case[3][..., 1].reshape(-1, 1, 1)
+        distance = (raw.abs() - case[3][..., C].reshape(-1, 1, 1)).abs()
+        assert distance.min() > 1e-3, "the difference quotients must not cross the corners of the clamp"
+    with _backend.backend(chosen):
+        assert torch.autograd.gradcheck(
+            function,
+            inputs,
+            check_forward_ad=True,
+            check_batched_grad=chosen == "auto",
+            check_batched_forward_grad=False,
+        )
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])  # gradcheck is stricter in float64
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+def test_gradients_within_budget(dtype: torch.dtype, noise: str) -> None:
+    def gradients(op: Any, dtype: torch.dtype, low: torch.dtype) -> list[Tensor]:
+        case = make_case((3, 3, 8, 9), torch.float64, "channels_last", terms=2, noise=noise, rows=True)
+        leaves, function = leaves_of(case)
+        rounded = [accumulation_dtype(low) if i == 2 else low for i in range(len(leaves))]
+        target = [accumulation_dtype(dtype) if i == 2 else dtype for i in range(len(leaves))]
+        leaves = [t.to(r).to(d).requires_grad_() for t, r, d in zip(leaves, rounded, target, strict=True)]
+        outs = function(*leaves, op=op)
+        weights = [make_input((3, 3, 8, 9), dtype=torch.float64, seed=s).to(low).to(dtype) for s in (5, 6)]
+        return list(torch.autograd.grad(outs, leaves, weights))
+
+    oracle = gradients(reference.solver_step, torch.float64, dtype)
+    plain = gradients(reference.solver_step, dtype, dtype)
+    _library.NATIVE.reset_launches()
+    fused = gradients(solver_step, dtype, dtype)
+    assert _library.NATIVE.launches()[f"solver_step.{_library.build_info()['isa']}"] == 1
+    for i, (actual, exact, low) in enumerate(zip(fused, oracle, plain, strict=True)):
+        assert_error_within_budget(actual, exact, low, f"gradient {i}", factor=3)
+
+
+def test_gradient_of_the_clamp() -> None:
+    x = torch.tensor([[-3.0, -1.0, 0.5, 1.0, 3.0]], requires_grad=True)
+    row = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], requires_grad=True)
+    for chosen in ("auto", "reference"):
+        with _backend.backend(chosen):
+            _, m = solver_step(x, torch.zeros_like(x), [], row)
+        gx, gr = torch.autograd.grad(m, (x, row), torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]]))
+        assert gx.tolist() == [[0, 2, 4, 8, 0]]
+        assert gr[C].item() == 15
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_in_place_with_gradients(keep: bool) -> None:
+    x, h, history, coefficients, keywords = case = make_case((3, 40))
+    leaf = coefficients.requires_grad_()
+    out, m = call(case)
+    want = torch.autograd.grad(out.sum() + m.square().sum() * keep, leaf)[0]
+    state, output = x.clone(), h.clone()
+    solver_step_(state, output, history, leaf, **keywords, keep=keep)
+    assert torch.equal(state, out)
+    loss = state.sum() + output.square().sum() * keep
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], want)
+
+
+def test_dual_numbers_outside_torch_func() -> None:
+    x, h, history, coefficients, keywords = make_case((2, 5), torch.float64, clip=False)
+    tangent = make_input((2, 5), dtype=torch.float64, seed=33)
+    with forward_ad.dual_level():
+        out, m = solver_step(x, forward_ad.make_dual(h, tangent), history, coefficients, **keywords)
+        torch.testing.assert_close(forward_ad.unpack_dual(m).tangent, coefficients[1] * tangent)
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, coefficients[4] * coefficients[1] * tangent)
+
+
+def test_torch_func() -> None:
+    leaves, function = leaves_of(make_case((2, 3, 2), torch.float64, noise="given"))
+
+    def of(op: Any) -> Any:
+        return lambda *leaves: function(*leaves, op=op)
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        which = tuple(range(len(leaves))) if transform is not torch.func.hessian else (1, 2)
+        actual = transform(of(solver_step), argnums=which)(*leaves)
+        expected = transform(of(reference.solver_step), argnums=which)(*leaves)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    tangents = [make_input(tuple(t.shape), dtype=torch.float64, seed=70 + i) for i, t in enumerate(leaves)]
+    actual = torch.func.jvp(of(solver_step), tuple(leaves), tuple(tangents))
+    expected = torch.func.jvp(of(reference.solver_step), tuple(leaves), tuple(tangents))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mapped", ["x", "h", "m", "rows", "exponent", "noise", "samples", "all"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_vmap(mapped: str, rows: bool) -> None:
+    x, h, history, coefficients, keywords = make_case((2, 3, 4), noise="given" if mapped == "noise" else "drawn",
+                                                      rows=rows)  # fmt: skip
+    arguments = {"x": x, "h": h, "m": history[0], "rows": coefficients, **keywords}
+    which = ["x", "h", "m", "rows", "exponent", "samples"] if mapped == "all" else [mapped]
+
+    def step(values: dict[str, Tensor], others: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        given = {**others, **values}
+        x, h, m, rows = (given.pop(name) for name in ("x", "h", "m", "rows"))
+        return solver_step(x, h, [m], rows, **given)
+
+    values = {name: torch.stack([arguments[name] + i for i in range(3)], 1) for name in which}
+    others = {name: value for name, value in arguments.items() if name not in which}
+    actual = torch.func.vmap(step, in_dims=(1, None))(values, others)
+    for i in range(3):
+        want = step({name: arguments[name] + i for name in which}, others)
+        for k in range(2):
+            assert torch.equal(actual[k][i], want[k])
+
+
+def test_vmap_over_rng_is_refused() -> None:
+    x, h, history, coefficients, keywords = make_case((2, 3), exponent=False)
+    with pytest.raises(ValueError, match="rng must not be mapped by vmap; map samples instead"):
+        torch.func.vmap(lambda rng: solver_step(x, h, history, coefficients, rng=rng, samples=keywords["samples"]))(
+            RNG.expand(3, 2)
+        )
+
+
+# ------------------------------------------------------------------------------------------------ tracing
+
+
+def positional(case: Case) -> tuple[Any, ...]:
+    *arguments, keywords = case
+    return (*arguments, *(keywords.get(name) for name in ("exponent", "noise", "rng", "samples")))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "sliced", "expanded"])
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+def test_opcheck(layout: str, noise: str) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        case = make_case((3, 2, 4, 5), dtype, layout, noise=noise)
+        torch.library.opcheck(RAW, positional(case))
+        if layout != "expanded":
+            for keep in (False, True):
+                torch.library.opcheck(RAW_, (*positional(laid_out(case, layout)), keep))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fakes(device: str, layout: str) -> None:
+    case = make_case((3, 2, 4, 5), torch.bfloat16, layout)
+    real = call(case)
+    with FakeTensorMode() as mode:
+
+        def fake(t: Tensor) -> Tensor:
+            made = mode.from_tensor(t)
+            if device == "cpu":
+                return made
+            return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device="cuda")
+
+        x, h, history, coefficients, keywords = case
+        faked = (
+            fake(x),
+            fake(h),
+            [fake(m) for m in history],
+            fake(coefficients),
+            {k: fake(v) for k, v in keywords.items()},
+        )
+        for made, one in zip(call(faked), real, strict=True):
+            assert (made.shape, made.dtype, made.stride()) == (one.shape, one.dtype, one.stride())
+            assert made.device.type == device
+        if layout != "expanded":
+            for keep in (False, True):
+                assert call(faked, solver_step_, keep=keep) is faked[0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compile_fullgraph(grad: bool) -> None:
+    torch._dynamo.reset()
+    leaves, function = leaves_of(make_case((2, 3, 8, 8), torch.float64))
+    leaves = [t.requires_grad_(grad) for t in leaves]
+
+    def step(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        return function(torch.sin(x), *rest)
+
+    expected, actual = step(*leaves), torch.compile(step, fullgraph=True, backend="aot_eager")(*leaves)
+    for k in range(2):
+        assert torch.equal(actual[k], expected[k])
+    if grad:
+        for a, e in zip(
+            *(torch.autograd.grad(out.square().sum() + m.sum(), leaves) for out, m in (actual, expected)), strict=True
+        ):
+            torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_compile_in_place_on_halves(keep: bool) -> None:
+    torch._dynamo.reset()
+    viewed, output = halves(make_case((2, 3, 8, 8)))
+    x, _, history, coefficients, keywords = viewed
+
+    def step(x: Tensor, output: Tensor, row: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
+        x, output = x * 1, output * 1
+        for _ in range(2):
+            h, v = output.chunk(2, 1)
+            solver_step_(x, h, history, row, exponent=v, rng=rng, samples=keywords["samples"], keep=keep)
+        return x, output
+
+    arguments = x, output, coefficients, RNG
+    actual = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments)
+    for one, other in zip(actual, step(*arguments), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_compiled_torch_func() -> None:
+    torch._dynamo.reset()
+    x, h, history, coefficients, keywords = make_case((2, 3), torch.float64, clip=False)
+
+    def tangent(h: Tensor) -> Tensor:
+        return torch.func.jvp(lambda h: solver_step(x, h, history, coefficients, **keywords)[1], (h,), (h,))[1]
+
+    torch.testing.assert_close(torch.compile(tangent, fullgraph=True, backend="aot_eager")(h), coefficients[1] * h)
+
+
+def test_other_devices_run_the_reference() -> None:
+    x, h, history, coefficients, _ = make_case((2, 3))
+    outs = solver_step(x.to("meta"), h.to("meta"), [m.to("meta") for m in history], coefficients.to("meta"))
+    assert [(out.device.type, out.shape) for out in outs] == [("meta", (2, 3))] * 2
+
+
+# ------------------------------------------------------------------------------------------------ bad arguments
+
+X, ROW, SAMPLES = torch.zeros(2, 3), torch.zeros(8), torch.arange(2)
+SHAPE = r"coefficients must have shape \(8,\) or \(2, 8\), that is \[p, q, c, a, b_0, b_1, s, e\]"
+BAD = [
+    (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
+    (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", {"x": X.long()}),
+    (ValueError, r"x must have a batch dimension, got shape \(\)", {"x": torch.tensor(1.0)}),
+    (TypeError, "h must be a tensor, got NoneType", {"h": None}),
+    (ValueError, r"h must have the shape of x, \(2, 3\), got \(3, 2\)", {"h": torch.zeros(3, 2)}),
+    (TypeError, "h must have the dtype of x, torch.float32, got torch.float64", {"h": X.double()}),
+    (ValueError, "h must be on the device of x, cpu, got meta", {"h": X.to("meta")}),
+    (TypeError, "history must be a sequence of tensors, got a tensor", {"history": X}),
+    (ValueError, "history must hold at most 3 tensors, got 4", {"history": [X] * 4}),
+    (TypeError, r"history\[0\] must be a tensor, got float", {"history": [1.0]}),
+    (TypeError, r"history\[1\] must have the dtype of x, torch.float32, got torch.int8", {"history": [X, X.char()]}),
+    (ValueError, r"history\[0\] must have the shape of x, \(2, 3\), got \(3, 2\)", {"history": [X.t()]}),
+    (ValueError, r"history\[0\] must be on the device of x, cpu, got meta", {"history": [X.to("meta")]}),
+    (TypeError, "coefficients must be a tensor, got list", {"coefficients": [1.0, 2.0, 3.0]}),
+    (TypeError, "coefficients must be torch.float32 for torch.float32 tensors", {"coefficients": ROW.double()}),
+    (ValueError, rf"{SHAPE}, got \(7,\)", {"coefficients": torch.zeros(7)}),
+    (ValueError, rf"{SHAPE}, got \(3, 8\)", {"coefficients": torch.zeros(3, 8)}),
+    (ValueError, "coefficients must be on the device of x, cpu, got meta", {"coefficients": ROW.to("meta")}),
+    (TypeError, "exponent must be a tensor, got float", {"exponent": 0.5}),
+    (ValueError, r"exponent must have the shape of x, \(2, 3\), got \(2, 1\)", {"exponent": X[:, :1]}),
+    (TypeError, "exponent must have the dtype of x, torch.float32, got torch.bfloat16", {"exponent": X.bfloat16()}),
+    (ValueError, "noise must stand alone: either noise, or rng", {"noise": X, "rng": RNG, "samples": SAMPLES}),
+    (ValueError, r"noise must have the shape of x, \(2, 3\), got \(2, 1\)", {"noise": X[:, :1]}),
+    (ValueError, "rng must be given with samples, got None", {"samples": SAMPLES}),
+    (ValueError, "samples must be given with rng, got None", {"rng": RNG}),
+    (TypeError, r"rng must be an int64 tensor, .* got torch.int32", {"rng": RNG.int(), "samples": SAMPLES}),
+    (ValueError, r"samples must have shape \(2,\), .* got \(4,\)", {"rng": RNG, "samples": torch.arange(4)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "changed"), BAD, ids=[message[:40] for _, message, _ in BAD])
+@pytest.mark.parametrize("function", [solver_step, solver_step_])
+def test_bad_arguments(function, error: type[Exception], message: str, changed: dict) -> None:
+    arguments = {"x": X.clone(), "h": X.clone(), "history": [X], "coefficients": ROW} | changed
+    with pytest.raises(error, match=f"^{function.__name__}: {message}"):
+        function(**arguments)
+
+
+def test_bad_keep() -> None:
+    with pytest.raises(TypeError, match=r"^solver_step_: keep must be True or False, got 1$"):
+        solver_step_(X.clone(), X, [X], ROW, keep=1)
+    x = X.clone()
+    with pytest.raises(ValueError, match=r"^solver_step_: h must not be x where keep is True, got x$"):
+        solver_step_(x, x, [X], ROW)
+
+
+@native
+@pytest.mark.parametrize(("error", "message", "changed"), BAD, ids=[message[:40] for _, message, _ in BAD])
+def test_the_native_library_refuses_what_would_crash_it(error: type[Exception], message: str, changed: dict) -> None:
+    arguments = {"x": X, "h": X, "history": [X], "coefficients": ROW} | changed
+    with pytest.raises((ValueError, TypeError, RuntimeError, NotImplementedError)):
+        _library.NATIVE.solver_step_cpu(**arguments)
+
+
+@native
+def test_overlapping_memory_is_refused_in_place() -> None:
+    expanded = torch.zeros(1, 3).expand(2, 3)
+    partial = r"partially overlap|some elements of the input tensor and the written-to"
+    buffer, wide = torch.zeros(7), torch.zeros(2, 5)
+    left, right = buffer[:6].view(2, 3), buffer[1:].view(2, 3)
+    for message, arguments, keep in (
+        ("single memory location", (expanded, X, [X]), False),
+        ("single memory location", (X.clone(), expanded, [X]), True),
+        (partial, (left, right, [X]), False),
+        (partial, (left, right, [X]), True),
+        (partial, (left, X, [right]), False),
+        (partial, (X.clone(), left, [right]), True),
+        ("h may share memory with x", (wide[:, :3], wide[:, 1:4], [X]), True),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            solver_step_(*arguments, ROW, keep=keep)
