@@ -178,14 +178,12 @@ def test_parity_of_wide_exponents(dtype: torch.dtype, e: float) -> None:
 @pytest.mark.parametrize("chosen", ["auto", "reference"])
 def test_exponential_at_its_ends(dtype: torch.dtype, chosen: str) -> None:
     end = math.log(torch.finfo(dtype).max)
-    v = torch.tensor([[-math.inf, -1e4, -end - 20, -0.0, 0.0, end + 1, 1e4, math.inf, math.nan]], dtype=dtype)
+    v = torch.tensor([[-math.inf, -1e4, -end - 60, -0.0, 0.0, end + 1, 1e4, math.inf, math.nan]], dtype=dtype)
     row = torch.tensor([0.0, 0, 1, 0, 0, 2, 1], dtype=dtype)
     with _backend.backend(chosen):
         out, _ = solver_step(torch.zeros_like(v), torch.zeros_like(v), [], row, exponent=v, noise=torch.ones_like(v))
-    inf = math.inf
-    torch.testing.assert_close(
-        out, torch.tensor([[0, 0, 0, 2, 2, inf, inf, inf, math.nan]], dtype=dtype), equal_nan=True
-    )
+    want = torch.tensor([[0, 0, 0, 2, 2, math.inf, math.inf, math.inf, math.nan]], dtype=dtype)
+    torch.testing.assert_close(out, want, rtol=0, atol=0, equal_nan=True)
 
 
 @native
@@ -783,7 +781,7 @@ def test_the_native_library_refuses_what_would_crash_it(error: type[Exception], 
 def test_overlapping_memory_is_refused_in_place() -> None:
     expanded = torch.zeros(1, 3).expand(2, 3)
     partial = r"partially overlap|some elements of the input tensor and the written-to"
-    buffer, wide = torch.zeros(7), torch.zeros(2, 5)
+    buffer, wide = torch.zeros(7), torch.zeros(2, 8)
     left, right = buffer[:6].view(2, 3), buffer[1:].view(2, 3)
     for message, arguments, keep in (
         ("single memory location", (expanded, X, [X]), False),
