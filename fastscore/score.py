@@ -92,7 +92,10 @@ class Convention:
                     f"Convention: label={self.label!r} needs num_scales with {type(sde).__name__}, which has no levels"
                 )
             timestep = (t - 1 / levels) * (self.num_scales or levels)
-            return timestep if self.label == "timestep" else timestep.round().to(torch.int64)
+            nearest = timestep.round()
+            if self.label == "rounded_timestep":
+                return nearest.to(torch.int64)
+            return torch.where((timestep - nearest).abs() < 1e-9, nearest, timestep)  # levels have whole numbers
         match self.label:
             case "time":
                 return t
