@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -50,7 +51,7 @@ def run_plan(
     progress: bool,
     callback: Callable[[int, Step, Tensor], None] | None,
 ) -> Tensor:
-    """Run a plan from the state x, which is overwritten and returned.
+    """Run a plan from the state x, which may be overwritten, and return the last state.
 
     Args:
         plan: the table.
@@ -96,11 +97,12 @@ def run_plan(
             else:
                 rng, ids = counters[i], samples
         if row.solver is not None:
-            kept = torch.empty_like(x) if plan.memory > 1 else None
             history = [outputs[k] for k in range(row.terms)]
-            ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids, kept)
-            if kept is not None:
-                outputs.appendleft(kept)
+            if plan.memory > 1:
+                x, m = ops.solver_step(x, h, history, row.solver, exponent, z, rng, ids)
+                outputs.appendleft(m)
+            else:
+                ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids, False)
         else:
             if h is not None:
                 outputs.appendleft(h)
@@ -139,29 +141,23 @@ class _Row:
 
 def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) -> list[_Row]:
     """All coefficients, moved to the device at once."""
-    values: list[float] = []
-
-    def place(row: Iterable[float]) -> slice:
-        start = len(values)
-        values.extend(row)
-        return slice(start, len(values))
-
-    places = []
+    rows: list[tuple[float, ...]] = []
+    shapes = []
     for i, step in enumerate(plan.steps):
         solver = plan.solver_row(i, through_hooks)
         conversions = [c for c in (step.denoise, step.keep) if c is not None]
         if solver is not None and not through_hooks:
             conversions = []
-        places.append((
-            [place((q, p, 0.0)) for p, q in conversions],
-            place(step.coefficients),
-            None if solver is None else place(solver),
-            0 if solver is None else len(solver) - 7,
-        ))  # fmt: skip
-    table = torch.tensor(values, dtype=torch.float64).to(x.device, dtype)
+        rows += [(q, p, 0.0) for p, q in conversions]
+        rows.append(step.coefficients)
+        if solver is not None:
+            rows.append(solver)
+        shapes.append((len(conversions), 0 if solver is None else len(solver) - 7, solver is not None))
+    flat = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+    placed = iter(flat.to(x.device, dtype).split([len(row) for row in rows]))
     return [
-        _Row(tuple(table[c] for c in conversions), table[row], None if solver is None else table[solver], terms)
-        for conversions, row, solver, terms in places
+        _Row(tuple(islice(placed, count)), next(placed), next(placed) if solved else None, terms)
+        for count, terms, solved in shapes
     ]
 
 
