@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastscore.sde import SDE
+from fastscore.sde import SDE, log_one_plus_exp
 
 __all__ = ["DiscreteVPSDE"]
 
@@ -123,7 +123,8 @@ class DiscreteVPSDE(SDE):
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
     def drift_coefficient(self, t: float | Tensor) -> Tensor:
-        index, _ = self._segment(t)
+        # it jumps at a level: the slack keeps rounding of a time there from choosing the side
+        index = (self._position(t) + 1e-9).floor().to(torch.int64).clamp(0, self.num_timesteps - 2)
         return (self.log_alphas.diff() * self.num_timesteps).to(index.device)[index]
 
     def diffusion(self, t: float | Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class DiscreteVPSDE(SDE):
 
     def inverse_log_snr(self, log_snr: float | Tensor) -> Tensor:
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
-        log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr)
+        log_alpha = -0.5 * log_one_plus_exp(-log_snr)
         table = self.log_alphas.to(log_alpha.device)
         falling = torch.searchsorted(-table, -log_alpha.contiguous(), right=True) - 1
         index = falling.clamp(0, len(table) - 2)

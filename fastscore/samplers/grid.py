@@ -65,9 +65,11 @@ def path(
         clean: the last step leads from `end` to the clean image, and given times are `steps` in number.
 
     Raises:
-        ValueError: for what `time_grid` refuses, or times at which there is no signal, or no noise before the end.
+        ValueError: for what `time_grid` refuses, or times outside [0, 1] or without signal, or without noise before the end.
     """
     times = time_grid(owner, sde, spacing, steps - clean, end, rho)
+    if not bool(((times > -1e-9) & (times < sde.T + 1e-9)).all()):
+        raise ValueError(f"{owner}: times must lie in [0, 1], got {times.tolist()}")
     grid = nodes(sde, times)
     grid += [CLEAN] * clean
     noisy = all(node.sigma > 0 for node in grid[:-1]) and grid[-1].sigma >= 0  # also false for NaN
