@@ -4,11 +4,13 @@ from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
+    AdaptiveSDESampler,
     AnnealedLangevinSampler,
     ConsistencySampler,
     DDIMInverseSampler,
     DDIMSampler,
     DDPMSampler,
+    DPMSolverAdaptive,
     DPMSolverSampler,
     EDMSampler,
     EulerAncestralSampler,
@@ -17,6 +19,7 @@ from fastscore.samplers import (
     NonFiniteError,
     ODESampler,
     PCSampler,
+    RK45Sampler,
     Sampler,
 )
 from fastscore.schedule import DiscreteVPSDE
@@ -28,6 +31,7 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "AdaptiveSDESampler",
     "AnnealedLangevinSampler",
     "BackendUnavailableError",
     "ConsistencySampler",
@@ -35,6 +39,7 @@ __all__ = [
     "DDIMInverseSampler",
     "DDIMSampler",
     "DDPMSampler",
+    "DPMSolverAdaptive",
     "DPMSolverSampler",
     "DiscreteVPSDE",
     "EDMSampler",
@@ -46,6 +51,7 @@ __all__ = [
     "ODESampler",
     "PCSampler",
     "PhiloxNoise",
+    "RK45Sampler",
     "ReplayNoise",
     "Sampler",
     "SubVPSDE",

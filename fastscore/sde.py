@@ -250,7 +250,7 @@ class VPSDE(_BetaSDE):
 
     def inverse_log_snr(self, log_snr: float | Tensor) -> Tensor:
         log_snr = _float64(log_snr)
-        return self._time_of_log_alpha(-0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr))
+        return self._time_of_log_alpha(-0.5 * log_one_plus_exp(-log_snr))
 
     def chain_betas(self, n: int) -> Tensor:
         """beta_i of the n-step chain, evenly spaced from beta_min / n to beta_max / n: float64 of shape (n,).
@@ -311,6 +311,11 @@ def chain_index(t: float | Tensor, n: int) -> Tensor:
 
 def _float64(value: float | Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
+
+
+def log_one_plus_exp(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); unlike torch.logaddexp, an element's last bit does not depend on how many there are."""
+    return x.clamp(min=0) + torch.log1p((-x.abs()).exp())
 
 
 def _log_one_minus_exp(x: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Samplers: tables of coefficients and the loop that runs them."""
 
+from fastscore.samplers.adaptive import AdaptiveInfo, AdaptiveSampler, Trial
+from fastscore.samplers.adaptive_sde import AdaptiveSDESampler
 from fastscore.samplers.ancestral import EulerAncestralSampler
 from fastscore.samplers.base import FixedStepSampler, SampleInfo, Sampler
 from fastscore.samplers.consistency import ConsistencySampler
 from fastscore.samplers.correctors import CORRECTORS
 from fastscore.samplers.ddim import DDIMInverseSampler, DDIMSampler
 from fastscore.samplers.ddpm import DDPMSampler
+from fastscore.samplers.dpm_adaptive import DPMSolverAdaptive, PIDController
 from fastscore.samplers.dpm_solver import DPMSolverSampler
 from fastscore.samplers.edm import EDMSampler
 from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
@@ -16,17 +19,22 @@ from fastscore.samplers.ode import ODE_METHODS, ODESampler
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
+from fastscore.samplers.rk45 import RK45Sampler
 from fastscore.samplers.thresholding import DynamicThresholding
 
 __all__ = [
     "CORRECTORS",
     "ODE_METHODS",
     "PREDICTORS",
+    "AdaptiveInfo",
+    "AdaptiveSDESampler",
+    "AdaptiveSampler",
     "AnnealedLangevinSampler",
     "ConsistencySampler",
     "DDIMInverseSampler",
     "DDIMSampler",
     "DDPMSampler",
+    "DPMSolverAdaptive",
     "DPMSolverSampler",
     "DynamicThresholding",
     "EDMSampler",
@@ -39,8 +47,11 @@ __all__ = [
     "NonFiniteError",
     "ODESampler",
     "PCSampler",
+    "PIDController",
     "Plan",
+    "RK45Sampler",
     "SampleInfo",
     "Sampler",
     "Step",
+    "Trial",
 ]

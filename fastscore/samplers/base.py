@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from fastscore.noise import Noise, as_noise
 from fastscore.samplers.hooks import Hook, Hooks
 from fastscore.samplers.loop import run_plan
-from fastscore.samplers.plan import Plan, Step
+from fastscore.samplers.plan import Plan
 from fastscore.samplers.table import Table
 from fastscore.score import Convention, convention_of
 from fastscore.sde import SDE, VESDE
 
 __all__ = ["Callback", "FixedStepSampler", "SampleInfo", "Sampler", "check_choice", "check_count", "evaluating"]
 
-Callback = Callable[[int, Step, Tensor], None]
+Callback = Callable[[int, Any, Tensor], None]  # index, what was done (a Step, or a Trial), and the state
 
 
 @dataclass(frozen=True)
