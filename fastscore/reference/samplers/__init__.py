@@ -4,6 +4,7 @@ The specification that the table engine is tested against. Nothing here comes fr
 asked for its marginal, the network's output is turned into what the formula wants, and the update is written out.
 """
 
+from fastscore.reference.samplers.adaptive import adaptive_sde_sampler, dpm_solver_adaptive, rk45_sampler
 from fastscore.reference.samplers.consistency import consistency_sampler
 from fastscore.reference.samplers.ddim import ddim_inverse_sampler, ddim_sampler
 from fastscore.reference.samplers.ddpm import ddpm_sampler
@@ -14,11 +15,13 @@ from fastscore.reference.samplers.ode import ode_sampler, spaced_times
 from fastscore.reference.samplers.score_sde import euler_maruyama_sampler, pc_sampler
 
 __all__ = [
+    "adaptive_sde_sampler",
     "annealed_langevin_sampler",
     "consistency_sampler",
     "ddim_inverse_sampler",
     "ddim_sampler",
     "ddpm_sampler",
+    "dpm_solver_adaptive",
     "dpm_solver_sampler",
     "edm_sampler",
     "euler_ancestral_sampler",
@@ -26,5 +29,6 @@ __all__ = [
     "langevin_sampler",
     "ode_sampler",
     "pc_sampler",
+    "rk45_sampler",
     "spaced_times",
 ]
