@@ -14,13 +14,17 @@ from fastscore.samplers.edm import EDMSampler
 from fastscore.samplers.euler_maruyama import EulerMaruyamaSampler
 from fastscore.samplers.hooks import Hook, Moment
 from fastscore.samplers.langevin import AnnealedLangevinSampler, LangevinSampler
+from fastscore.samplers.linear_multistep import LMSSampler
 from fastscore.samplers.loop import NonFiniteError
 from fastscore.samplers.ode import ODE_METHODS, ODESampler
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
 from fastscore.samplers.rk45 import RK45Sampler
+from fastscore.samplers.registry import describe, names, sampler
+from fastscore.samplers.sde_dpm_solver import SDEDPMSolver2SSampler, SDEDPMSolverSampler
 from fastscore.samplers.thresholding import DynamicThresholding
+from fastscore.samplers.unipc import UniPCSampler
 
 __all__ = [
     "CORRECTORS",
@@ -42,6 +46,7 @@ __all__ = [
     "EulerMaruyamaSampler",
     "FixedStepSampler",
     "Hook",
+    "LMSSampler",
     "LangevinSampler",
     "Moment",
     "NonFiniteError",
@@ -50,8 +55,14 @@ __all__ = [
     "PIDController",
     "Plan",
     "RK45Sampler",
+    "SDEDPMSolver2SSampler",
+    "SDEDPMSolverSampler",
     "SampleInfo",
     "Sampler",
     "Step",
     "Trial",
+    "UniPCSampler",
+    "describe",
+    "names",
+    "sampler",
 ]

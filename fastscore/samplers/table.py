@@ -90,6 +90,11 @@ class Table:
         """The state as it is now."""
         return Expression({("x", self._version): 1.0})
 
+    @property
+    def point(self) -> Expression:
+        """What the network has just seen, or will see next: the state, or what a `stage` made."""
+        return self._point
+
     def evaluate(self, target: str, node: Node, *, keep: bool = False) -> Expression:
         """Call the network at the current point, which lies at `node`; gives what is asked for.
 

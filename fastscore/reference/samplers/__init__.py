@@ -11,8 +11,11 @@ from fastscore.reference.samplers.ddpm import ddpm_sampler
 from fastscore.reference.samplers.dpm_solver import dpm_solver_sampler
 from fastscore.reference.samplers.edm import edm_sampler, euler_ancestral_sampler
 from fastscore.reference.samplers.langevin import annealed_langevin_sampler, langevin_sampler
+from fastscore.reference.samplers.linear_multistep import lms_sampler
 from fastscore.reference.samplers.ode import ode_sampler, spaced_times
 from fastscore.reference.samplers.score_sde import euler_maruyama_sampler, pc_sampler
+from fastscore.reference.samplers.sde_dpm_solver import sde_dpm_solver_2s_sampler, sde_dpm_solver_sampler
+from fastscore.reference.samplers.unipc import unipc_sampler
 
 __all__ = [
     "adaptive_sde_sampler",
@@ -27,8 +30,12 @@ __all__ = [
     "euler_ancestral_sampler",
     "euler_maruyama_sampler",
     "langevin_sampler",
+    "lms_sampler",
     "ode_sampler",
     "pc_sampler",
     "rk45_sampler",
+    "sde_dpm_solver_2s_sampler",
+    "sde_dpm_solver_sampler",
     "spaced_times",
+    "unipc_sampler",
 ]
