@@ -176,28 +176,58 @@ _SYNC_METHODS = {
 }
 
 
-class _NoSyncDispatch(TorchDispatchMode):
+class _Reads:
+    """What becomes of a read: it raises, or its name is kept in `found`."""
+
+    def __init__(self, found: list[str] | None) -> None:
+        self._found, self._inside = found, False
+
+    def run(self, message: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Report a read and do it; what it does inside is not another."""
+        if self._inside:
+            return func(*args, **kwargs)
+        if self._found is None:
+            raise HostSyncError(message)
+        self._found.append(message)
+        self._inside = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._inside = False
+
+
+class _SyncDispatch(TorchDispatchMode):
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = func._schema.name
         if name in _SYNC_OPS:
-            raise HostSyncError(f"{name} reads a value on the host")
+            return self._reads.run(f"{name} reads a value on the host", func, args, kwargs)
         if name in ("aten::index", "aten::index_put_") and any(
             isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
         ):
-            raise HostSyncError(f"{name} with a mask reads a value on the host")
-        result = func(*args, **(kwargs or {}))
-        if name in ("aten::_to_copy", "aten::copy_") and isinstance(result, Tensor) and result.device.type == "cpu":
-            source = args[1] if name == "aten::copy_" else args[0]
-            if isinstance(source, Tensor) and source.device.type != "cpu":
-                raise HostSyncError(f"{name} copies from {source.device} to the host")
-        return result
+            return self._reads.run(f"{name} with a mask reads a value on the host", func, args, kwargs)
+        source = args[1] if name == "aten::copy_" else args[0] if name == "aten::_to_copy" else None
+        if isinstance(source, Tensor) and source.device.type != "cpu":
+            target = args[0].device if name == "aten::copy_" else kwargs.get("device") or source.device
+            if torch.device(target).type == "cpu":
+                return self._reads.run(f"{name} copies from {source.device} to the host", func, args, kwargs)
+        return func(*args, **kwargs)
 
 
-class _NoSyncFunction(TorchFunctionMode):
+class _SyncFunction(TorchFunctionMode):
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in _SYNC_METHODS:
-            raise HostSyncError(f"Tensor.{func.__name__} reads a value on the host")
-        return func(*args, **(kwargs or {}))
+            return self._reads.run(f"Tensor.{func.__name__} reads a value on the host", func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -208,5 +238,15 @@ def no_host_sync() -> Iterator[None]:
     copies from a device to the host. It works on CPU tensors too, where such a read costs nothing but would cost
     a wait on a GPU.
     """
-    with _NoSyncDispatch(), _NoSyncFunction():
+    reads = _Reads(None)
+    with _SyncDispatch(reads), _SyncFunction(reads):
         yield
+
+
+@contextmanager
+def host_reads() -> Iterator[list[str]]:
+    """A region in which such reads are let through and listed, one message each."""
+    found: list[str] = []
+    reads = _Reads(found)
+    with _SyncDispatch(reads), _SyncFunction(reads):
+        yield found

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastscore.testing.traffic import HostSyncError, Traffic, no_host_sync, traffic_per_step
+from fastscore.testing.traffic import HostSyncError, Traffic, host_reads, no_host_sync, traffic_per_step
 
 
 def _count(run, state):
@@ -125,3 +125,18 @@ def test_copies_from_a_device_to_the_host_raise():
                 y.to("cpu")
             with pytest.raises(HostSyncError, match="copies from cuda:0 to the host"):
                 torch.empty(3).copy_(y)
+
+
+def test_host_reads_are_listed_once_each():
+    x = torch.arange(4.0)
+    with host_reads() as found:
+        assert (x * 2).tolist() == [0, 2, 4, 6]
+        assert x[1].item() == 1
+        assert bool(x[1] > 0)
+        assert len(x.nonzero()) == 3
+        assert len(x[x > 1]) == 2
+        y = x + 1
+    assert float(y[0]) == 1  # outside
+    assert [message.split()[0] for message in found] == [
+        *("Tensor.tolist", "Tensor.item", "Tensor.__bool__", "aten::nonzero", "aten::index"),
+    ]
