@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +22,6 @@ from fastscore import _backend, _library, models
 from fastscore._output import writer
 
 __all__ = ["main"]
-
-# Options of `sample` that belong to one sampler; they are None where the user said nothing.
-_PC_OPTIONS = ("predictor", "corrector", "snr", "corrector_steps", "norm")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastscore {fastscore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_sample(commands)
+    listing = commands.add_parser("samplers", help="list the samplers, or the options of one")
+    listing.add_argument("name", nargs="?", help="a sampler: show what it takes")
+    listing.set_defaults(run=_samplers)
     info = commands.add_parser("info", help="say what this installation can do")
     info.set_defaults(run=_info)
     return parser
@@ -90,28 +92,21 @@ def _add_sample(commands: Any) -> None:
         help="file to write: .png (a grid) or .npz (the array `samples`, float32)",
     )
     add("--model", default="mnist32", help="name of a bundled model")
-    add("--sampler", default="pc", choices=sorted(_SAMPLERS), help="pc: predictor-corrector; em: Euler-Maruyama")
-    add("--steps", type=int, default=200, help="steps in time")
+    add("--sampler", default="pc", metavar="NAME", help="`fastscore samplers` lists them")
+    add("--steps", type=int, help="steps in time (200 for pc and others of its kind, else the sampler's own default)")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the sampler, as in --option eta=0.5; `fastscore samplers NAME` lists them; can be repeated",
+    )
     add("--num", type=_positive, default=64, help="number of images")
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--batch", type=_positive, default=64, help="images that go through the network at once")
-    add("--probability-flow", action="store_true", help="follow the probability-flow ODE in place of the SDE")
-    add("--denoise", action=argparse.BooleanOptionalAction, default=True, help="leave out the noise of the last step")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
     add("--backend", help="which kernels run: auto, reference, cpu, triton or cuda", default=argparse.SUPPRESS)
     add("--threads", type=_positive, help="CPU threads (torch's choice unless given)", default=argparse.SUPPRESS)
-    only_pc = sample.add_argument_group("only with --sampler pc", argument_default=argparse.SUPPRESS)
-    add = only_pc.add_argument
-    add("--predictor", help="reverse_diffusion (the default), euler_maruyama, ancestral or none")
-    add("--corrector", help="langevin (the default), ald or none")
-    add("--corrector-steps", type=int, metavar="M", help="corrector steps before each predictor step (default: 1)")
-    add("--snr", type=float, help="signal-to-noise ratio of the corrector (default: 0.16)")
-    add(
-        "--norm",
-        choices=["sample", "batch"],
-        help="norms in the Langevin step size: each image's own, so that an image does not depend on the others or on "
-        "--batch (sample, the default here), or the mean over the batch, as published (batch)",
-    )
     sample.set_defaults(run=_sample)
 
 
@@ -127,55 +122,89 @@ def _positive(text: str) -> int:
 
 def _sample(args: argparse.Namespace) -> None:
     write = writer(args.out)
-    chosen = {name: getattr(args, name) for name in _PC_OPTIONS if hasattr(args, name)}
-    if args.sampler != "pc" and chosen:
-        option = next(iter(chosen)).replace("_", "-")
-        raise _UsageError(f"--{option} goes with --sampler pc only, got --sampler {args.sampler}")
-    if args.sampler == "pc":
-        chosen.setdefault("norm", "sample")
+    options = _options(args)
     if hasattr(args, "threads"):
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     with fastscore.backend(args.backend) if hasattr(args, "backend") else nullcontext():
         running = _backend.resolve(device)
         model = models.load(args.model).to(device)
-        sampler = _SAMPLERS[args.sampler](
-            model.sde,
-            model,
-            steps=args.steps,
-            denoise=args.denoise,
-            probability_flow=args.probability_flow,
-            **chosen,
-        )
+        assert model.sde is not None  # every bundled model has one
+        try:
+            sampler = fastscore.sampler(args.sampler, model.sde, model, **options)
+        except TypeError as error:
+            raise _UsageError(str(error)) from None
         start = time.perf_counter()
-        samples = _draw(sampler, model, args.num, args.batch, args.seed)
+        samples, calls = _draw(sampler, model, args.num, args.batch, args.seed)
         seconds = time.perf_counter() - start
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
-    settings |= {"fastscore": fastscore.__version__, "nfe": sampler.plan().nfe, "backend": running}
+    settings |= {"fastscore": fastscore.__version__, "nfe": calls, "backend": running}
     write(samples, centered=model.config.centered, settings=settings)
     shape = "x".join(map(str, samples.shape[1:]))
     print(
         f"{args.out}: {args.num} images {shape} of {args.model}, seed {args.seed}, "
-        f"{sampler.plan().nfe} network calls each, {seconds:.1f} s, backend {running}"
+        f"{calls} network calls each, {seconds:.1f} s, backend {running}"
     )
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the sampler is made with."""
+    entry = fastscore.samplers.describe(args.sampler)
+    options: dict[str, Any] = {}
+    for text in args.option:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise _UsageError(f"--option takes NAME=VALUE, such as eta=0.5, got {text!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            options[name] = value  # a word
+    if args.steps is not None:
+        options["steps"] = args.steps
+    elif entry.make in (fastscore.PCSampler, fastscore.EulerMaruyamaSampler):
+        options.setdefault("steps", 200)  # their own default, 1000, is long on a CPU
+    if "norm" in entry.accepted:
+        options.setdefault("norm", "sample")  # so that an image does not depend on the others, or on --batch
+    return options
+
+
 def _draw(
-    sampler: fastscore.samplers.FixedStepSampler, model: models.NCSNpp, num: int, batch: int, seed: int
-) -> Tensor:
-    """Samples 0 ... num - 1 of the seed, `batch` at a time."""
+    sampler: fastscore.Sampler, model: models.NCSNpp, num: int, batch: int, seed: int
+) -> tuple[Tensor, int | float]:
+    """Samples 0 ... num - 1 of the seed, `batch` at a time, and how often the network was called for one of them."""
     from tqdm import tqdm
 
-    parts = []
-    batches = math.ceil(num / batch)
-    with tqdm(total=batches * len(sampler.plan().steps), desc="sampling", unit="step", disable=None) as bar:
+    parts, calls = [], 0
+    total = None  # an adaptive sampler does not know
+    if isinstance(sampler, fastscore.samplers.FixedStepSampler):
+        total = math.ceil(num / batch) * len(sampler.plan().steps)
+    with tqdm(total=total, desc="sampling", unit="step", disable=None) as bar:
         for first in range(0, num, batch):
             rows = range(first, min(first + batch, num))
             noise = fastscore.PhiloxNoise(seed, samples=rows)
-            x = sampler.sample((len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update())
-            assert isinstance(x, Tensor)
+            x, info = sampler.sample(
+                (len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update(), return_info=True
+            )
             parts.append(x.cpu())
-    return torch.cat(parts)
+            calls += int(torch.as_tensor(info.nfe).expand(len(rows)).sum())
+    mean = calls / num
+    return torch.cat(parts), int(mean) if mean == int(mean) else round(mean, 1)
+
+
+def _samplers(args: argparse.Namespace) -> None:
+    if args.name is None:
+        for name in fastscore.samplers.names():
+            entry = fastscore.samplers.describe(name)
+            print(f"{name:<20} {entry.calls:>9}  {entry.summary}")
+        print("\nnetwork calls for N steps in the second column; `fastscore samplers NAME` lists the options of one")
+        return
+    entry = fastscore.samplers.describe(args.name)
+    print(f"{args.name}: {entry.summary}; fastscore.{entry.make.__name__}\n")
+    parameters = inspect.signature(entry.make).parameters
+    for name in entry.accepted:
+        default = entry.options.get(name, parameters[name].default)
+        print(f"  {name:<18} " + ("(needed)" if name in entry.required else f"{default!r}"))
+    print(f"\n{inspect.getdoc(entry.make)}")
 
 
 def _device(name: str) -> torch.device:
@@ -215,9 +244,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):  # not Linux, or not x86
         return platform.processor() or platform.machine()
-
-
-_SAMPLERS: dict[str, Callable[..., fastscore.samplers.FixedStepSampler]] = {
-    "em": fastscore.EulerMaruyamaSampler,
-    "pc": fastscore.PCSampler,
-}

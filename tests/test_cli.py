@@ -15,6 +15,7 @@ from PIL import Image
 import fastscore
 from fastscore import cli
 from fastscore._output import image_grid, writer
+from fastscore.samplers import describe
 
 
 class TinyModel(torch.nn.Module):
@@ -38,7 +39,8 @@ def tiny(monkeypatch):
 
 
 def run(*args: object) -> int:
-    return cli.main(["sample", "--steps", "25", *map(str, args)])
+    steps = [] if {"rk45", "dpm-adaptive-12"} & set(args) else ["--steps", "25"]
+    return cli.main(["sample", *steps, *map(str, args)])
 
 
 def files(folder: Path) -> list[str]:
@@ -77,7 +79,7 @@ class TestSample:
 
     def test_norm_batch_does_depend_on_it(self, tmp_path):
         for batch in (1, 8):
-            assert run("--num", 8, "--batch", batch, "--norm", "batch", "--out", tmp_path / f"{batch}.npz") == 0
+            assert run("--num", 8, "--batch", batch, "--option", "norm=batch", "--out", tmp_path / f"{batch}.npz") == 0
         one, eight = (np.load(tmp_path / f"{b}.npz")["samples"] for b in (1, 8))
         assert not np.array_equal(one, eight)
 
@@ -88,19 +90,31 @@ class TestSample:
         for options in (
             ["--seed", 1],
             ["--steps", 26],
-            ["--sampler", "em"],
-            ["--sampler", "em", "--probability-flow"],
-            ["--predictor", "ancestral"],
-            ["--corrector", "ald"],
-            ["--corrector-steps", 2],
-            ["--snr", 0.2],
-            ["--probability-flow"],
-            ["--no-denoise"],
+            ["--sampler", "euler-maruyama"],
+            ["--sampler", "euler-maruyama", "--option", "probability_flow=True"],
+            ["--sampler", "dpmpp-2m"],
+            ["--sampler", "dpmpp-2m", "--steps", 7],
+            ["--sampler", "ddim", "--option", "eta=0.5"],
+            ["--sampler", "ddim", "--option", "eta=sigma_hat"],
+            ["--sampler", "edm", "--option", "s_churn=20", "--option", "s_noise=1.01"],
+            ["--sampler", "rk45", "--option", "rtol=1e-2"],
+            ["--option", "predictor=ancestral"],
+            ["--option", "corrector=ald"],
+            ["--option", "corrector_steps=2"],
+            ["--option", "snr=0.2"],
+            ["--option", "denoise=False"],
         ):
             assert run(*base, *options) == 0
             samples = np.load(tmp_path / "x.npz")["samples"]
             assert not any(np.array_equal(samples, other) for other in seen), options
             seen.append(samples)
+
+    @pytest.mark.parametrize("name", ["ddpm", "dpm-solver-3s", "unipc-2", "dpm-adaptive-12"])
+    def test_an_image_depends_on_seed_and_number_alone(self, tmp_path, name):
+        for batch in (1, 4):
+            assert run("--num", 4, "--batch", batch, "--sampler", name, "--out", tmp_path / f"{batch}.npz") == 0
+        one, four = (np.load(tmp_path / f"{b}.npz")["samples"] for b in (1, 4))
+        assert np.array_equal(one, four)
 
     def test_backend_and_threads(self, tmp_path, capsys, threads):
         with threads(torch.get_num_threads()):
@@ -123,13 +137,20 @@ class TestSample:
         ("options", "message"),
         [
             (["--steps", 0], "steps must be at least 1, got 0"),
-            (["--snr", -1], "snr must be a finite number >= 0, got -1.0"),
-            (["--corrector-steps", -1], "corrector_steps must be at least 0, got -1"),
-            (["--predictor", "heun"], "predictor must be one of euler_maruyama, reverse_diffusion, ancestral, none"),
-            (["--corrector", "mala"], "corrector must be one of langevin, ald, none, got 'mala'"),
-            (["--predictor", "ancestral", "--probability-flow"], "probability_flow is not defined for predictor"),
-            (["--sampler", "em", "--snr", 0.1], "--snr goes with --sampler pc only, got --sampler em"),
-            (["--sampler", "ode"], "argument --sampler: invalid choice: 'ode'"),
+            (["--option", "snr=-1"], "snr must be a finite number >= 0, got -1"),
+            (["--option", "corrector_steps=-1"], "corrector_steps must be at least 0, got -1"),
+            (["--option", "predictor=heun"], "predictor must be one of euler_maruyama, reverse_diffusion, ancestral"),
+            (["--option", "corrector=mala"], "corrector must be one of langevin, ald, none, got 'mala'"),
+            (["--option", "norm=layer"], "norm must be one of batch, sample, got 'layer'"),
+            (["--option", "snr"], "--option takes NAME=VALUE, such as eta=0.5, got 'snr'"),
+            (["--option", "=3"], "--option takes NAME=VALUE, such as eta=0.5, got '=3'"),
+            (
+                ["--sampler", "euler-maruyama", "--option", "snr=1"],
+                "euler-maruyama has no option 'snr'; it takes steps",
+            ),
+            (["--sampler", "rk45", "--steps", 5], "rk45 has no option 'steps'; it takes rtol, atol"),
+            (["--sampler", "langevin"], "langevin needs the option 'step_size'"),
+            (["--sampler", "dpmpp2m"], "there is no sampler 'dpmpp2m'; did you mean dpmpp-2m"),
             (["--num", 0], "argument --num: must be at least 1, got 0"),
             (["--batch", 0], "argument --batch: must be at least 1, got 0"),
             (["--threads", -2], "argument --threads: must be at least 1, got -2"),
@@ -137,7 +158,6 @@ class TestSample:
             (["--backend", "tpu"], "backend must be one of auto, reference, cpu, triton, cuda, got 'tpu'"),
             (["--backend", "triton"], "'triton' is not available: "),
             (["--device", "abacus"], "--device: 'abacus' is no device; accepted are cpu, cuda, cuda:0, ..."),
-            (["--norm", "layer"], "argument --norm: invalid choice: 'layer'"),
             (["--colour", "red"], "unrecognized arguments: --colour red"),
         ],
     )
@@ -254,3 +274,22 @@ def test_python_dash_m(arguments):
 def test_no_command(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err == "fastscore: error: the following arguments are required: COMMAND\n"
+
+
+class TestSamplers:
+    def test_lists_every_name_with_one_line(self, capsys):
+        assert cli.main(["samplers"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for name in fastscore.samplers.names():
+            assert sum(line.startswith(f"{name} ") and describe(name).summary in line for line in lines) == 1
+
+    @pytest.mark.parametrize("name", fastscore.samplers.names())
+    def test_shows_the_options_of_one(self, capsys, name):
+        assert cli.main(["samplers", name]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{name}: {describe(name).summary}; fastscore.")
+        assert all(f"  {option} " in out for option in describe(name).accepted)
+
+    def test_refuses_an_unknown_one(self, capsys):
+        assert cli.main(["samplers", "edn"]) == 2
+        assert "there is no sampler 'edn'; did you mean edm" in capsys.readouterr().err

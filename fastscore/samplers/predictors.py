@@ -55,7 +55,7 @@ def reverse_diffusion(sde: SDE, times: Tensor, n: int, probability_flow: bool) -
 def ancestral(sde: SDE, times: Tensor, n: int, probability_flow: bool) -> Update:
     """The posterior of the n-step chain with the score's clean image put in (eq. 4 for VP, appendix F for VE).
 
-    VP adds noise of variance beta_i and VE of the posterior variance, as published. For sub-VP, which nobody
+    VP adds noise of variance beta_i and VE of the posterior variance, as published. For other SDEs, which nobody
     published, the transition between neighboring grid times (the last one to t = 0) is exact and the noise has the
     posterior variance.
     """
@@ -69,8 +69,9 @@ def ancestral(sde: SDE, times: Tensor, n: int, probability_flow: bool) -> Update
         sigma_next = torch.cat([sigmas.new_zeros(1), sigmas])[index]
         growth = torch.ones_like(sigma)
     else:
-        next_times = torch.cat([times[1:], times.new_zeros(1)])
-        (alpha, sigma), (alpha_next, sigma_next) = sde.marginal(times), sde.marginal(next_times)
+        alpha, sigma = sde.marginal(times)
+        # at t = 0 there is no noise; a discrete schedule does not reach that far
+        alpha_next, sigma_next = torch.cat([alpha[1:], alpha.new_ones(1)]), torch.cat([sigma[1:], sigma.new_zeros(1)])
         growth = alpha_next / alpha
     # variance of x_t given x_next, and the posterior of x_next given x_t and x_0
     added = (sigma - sigma_next / growth) * (sigma + sigma_next / growth)
