@@ -67,9 +67,9 @@ class AnnealedLangevinSampler(FixedStepSampler):
     ``e_i = step_size (sigma_i / sigma_L)^2``. For SDEs whose alpha is not 1 this happens in ``y = x / alpha`` with the
     levels ``sigma / alpha``. `PCSampler` has corrector ``"ald"``, whose steps follow from a signal-to-noise ratio.
 
-    Published step sizes of NCSNv2 are 3.3e-6 to 6.2e-6 with 5 steps a level for images in [0, 1]. They go with their
-    levels: neighbors must overlap, ``step_size / sigma_L^2`` stays well below 1, and ``inner_steps step_size /
-    sigma_L^2`` decides how far each level is equilibrated (arXiv 2006.09011, section 3).
+    Published for CIFAR-10 in [0, 1] (NCSNv2): 232 levels from 50 to 0.01, 5 steps each, step size 6.2e-6. A step size
+    goes with its levels: neighbors must overlap, ``step_size / sigma_L^2`` stays well below 1, and ``inner_steps
+    step_size / sigma_L^2`` decides how close each level comes to equilibrium (arXiv 2006.09011, section 3).
 
     Args:
         sde, model, eps, clip, convention: see `FixedStepSampler`. A network that takes the index of the level has

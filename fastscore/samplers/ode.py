@@ -28,9 +28,9 @@ class ODESampler(FixedStepSampler):
     """The probability-flow ODE ``dx/dt = f x - g^2 score / 2`` by Euler's, Heun's or the classical Runge-Kutta method.
 
     Deterministic given the first state. The error falls with the 1st, 2nd or 4th power of the step; Euler's method
-    calls the network once a step, Heun's twice and Runge-Kutta's four times. The methods work in t, where the ODE is
-    stiffer than in the noise level: with few steps `EDMSampler` comes further. Between two levels of a `DiscreteVPSDE`
-    f and g are constant and at a level they jump, so that orders above 1 do not show there.
+    calls the network once a step, Heun's twice and Runge-Kutta's four times. Between two levels of a `DiscreteVPSDE` f
+    is constant and at a level it jumps, so that orders above 1 do not show there; `EDMSampler` works in the noise
+    level, where nothing jumps.
 
     Args:
         sde, model, steps, eps, clip, convention: see `FixedStepSampler`.
