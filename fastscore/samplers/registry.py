@@ -109,11 +109,15 @@ _ENTRIES: dict[str, Entry] = {
     "dpm-solver-2s": _dpm("DPM-Solver of order 2, singlestep", 2, "singlestep", "dpmsolver"),
     "dpm-solver-3s": _dpm("DPM-Solver of order 3, singlestep (DPM-Solver-fast)", 3, "singlestep", "dpmsolver"),
     "dpm-solver-2m": _dpm("DPM-Solver of order 2, multistep", 2, "multistep", "dpmsolver"),
-    "dpm-solver-3m": _dpm("DPM-Solver of order 3, multistep", 3, "multistep", "dpmsolver"),
+    "dpm-solver-3m": _dpm(
+        "DPM-Solver of order 3, multistep (solver_type='midpoint': as published)", 3, "multistep", "dpmsolver"
+    ),
     "dpmpp-2s": _dpm("DPM-Solver++ of order 2, singlestep", 2, "singlestep", "dpmsolver++"),
     "dpmpp-3s": _dpm("DPM-Solver++ of order 3, singlestep", 3, "singlestep", "dpmsolver++"),
     "dpmpp-2m": _dpm("DPM-Solver++ of order 2, multistep", 2, "multistep", "dpmsolver++"),
-    "dpmpp-3m": _dpm("DPM-Solver++ of order 3, multistep", 3, "multistep", "dpmsolver++"),
+    "dpmpp-3m": _dpm(
+        "DPM-Solver++ of order 3, multistep (solver_type='midpoint': as published)", 3, "multistep", "dpmsolver++"
+    ),
     "dpm-adaptive-12": Entry(
         DPMSolverAdaptive, "DPM-Solver with error control, orders 1 and 2", "adaptive", {"order": 2}
     ),

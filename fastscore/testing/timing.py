@@ -33,7 +33,7 @@ class Case:
         contenders: name -> function of no arguments. "eager" is what the others are compared with.
         check: raises unless every contender computes the right thing; runs before anything is timed.
         state: a tensor of the size that traffic is counted in.
-        steps: how many steps one call makes; times and traffic are reported per step.
+        steps: how many steps one call makes, of all contenders or of each; times and traffic are reported per step.
         about: what else a reader of the table should know, e.g. who the peer is.
     """
 
@@ -42,8 +42,12 @@ class Case:
     contenders: dict[str, Run]
     check: Callable[[], None]
     state: Tensor
-    steps: int = 1
+    steps: int | dict[str, int] = 1
     about: str = ""
+
+    def steps_of(self, name: str) -> int:
+        """How many steps a contender makes in one call."""
+        return self.steps[name] if isinstance(self.steps, dict) else self.steps
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 5, slice_seconds
     while time.perf_counter() < end or len(measured[order[0]]) < min_rounds:
         for name in order:
             run = case.contenders[name]
-            measured[name].append(_time(run, repeats[name], case.state.device) / case.steps)
+            measured[name].append(_time(run, repeats[name], case.state.device) / case.steps_of(name))
         order = order[1:] + order[:1]
     return Result(case, measured, {name: _traffic(case, name) for name in case.contenders}, launched)
 
@@ -123,7 +127,8 @@ def _traffic(case: Case, name: str) -> Count | None:
     with Traffic(case.state) as traffic:
         case.contenders[name]()
     count = traffic.count
-    return Count(count.calls / case.steps, count.full / case.steps, count.moved / case.steps, count.by_op)
+    steps = case.steps_of(name)
+    return Count(count.calls / steps, count.full / steps, count.moved / steps, count.by_op)
 
 
 def _launches() -> dict[str, int]:
