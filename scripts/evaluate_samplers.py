@@ -43,7 +43,7 @@ import fastscore
 from fastscore import models
 from fastscore.evaluation import kernel_distance
 from fastscore.models import NCSNpp
-from fastscore.samplers import EulerMaruyamaSampler, FixedStepSampler, PCSampler
+from fastscore.samplers import EulerMaruyamaSampler, FixedStepSampler, PCSampler, Sampler
 from fastscore.training.data import load_mnist, to_signed_unit
 
 MODEL = "mnist32"
@@ -58,7 +58,7 @@ class Family:
     """A sampler at several NFE: made as ``make(sde, model, steps=steps(nfe), **options)``."""
 
     label: str
-    make: Callable[..., FixedStepSampler]
+    make: Callable[..., Sampler]
     options: dict[str, Any] = field(default_factory=dict)
     steps: Callable[[int], int] = int
     nfes: tuple[int, ...] = SLOW
@@ -67,6 +67,7 @@ class Family:
     def sampler(self, model: Any, nfe: int) -> FixedStepSampler:
         """The sampler that calls the network `nfe` times; ValueError where it has none."""
         sampler = self.make(model.sde, model, steps=self.steps(nfe), **self.options)
+        assert isinstance(sampler, FixedStepSampler)
         if sampler.plan().nfe != nfe:
             raise ValueError(f"{self.label} spends {sampler.plan().nfe} network calls near {nfe}, not {nfe}")
         return sampler

@@ -20,8 +20,8 @@ from fastscore.samplers.ode import ODE_METHODS, ODESampler
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
-from fastscore.samplers.rk45 import RK45Sampler
 from fastscore.samplers.registry import describe, names, sampler
+from fastscore.samplers.rk45 import RK45Sampler
 from fastscore.samplers.sde_dpm_solver import SDEDPMSolver2SSampler, SDEDPMSolverSampler
 from fastscore.samplers.thresholding import DynamicThresholding
 from fastscore.samplers.unipc import UniPCSampler

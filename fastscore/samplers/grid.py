@@ -65,7 +65,7 @@ def path(
         clean: the last step leads from `end` to the clean image, and given times are `steps` in number.
 
     Raises:
-        ValueError: for what `time_grid` refuses, or times outside [0, 1] or without signal, or without noise before the end.
+        ValueError: for what `time_grid` refuses, times outside [0, 1] or without signal, or no noise before the end.
     """
     times = time_grid(owner, sde, spacing, steps - clean, end, rho)
     if not bool(((times > -1e-9) & (times < sde.T + 1e-9)).all()):
