@@ -1,6 +1,9 @@
-"""When an op has to go through its autograd.Function."""
+"""When an op has to go through its autograd.Function, and what one in place has to copy then."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,3 +19,12 @@ def needs_function(*tensors: Tensor | None) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+def copied(x: Tensor) -> Callable[[Any], Any]:
+    """What gives a copy for x, made once, and for everything else the thing itself.
+
+    For ops that overwrite x where backward may need it, also where it is an argument a second time.
+    """
+    copy = x.clone()
+    return lambda argument: copy if argument is x else argument

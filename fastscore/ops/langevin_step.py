@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _backend, _checks, reference
-from fastscore.ops._derivatives import needs_function
+from fastscore.ops._derivatives import copied, needs_function
 
 _langevin_step = torch.ops.fastscore.langevin_step.default
 _langevin_step_ = torch.ops.fastscore.langevin_step_.default
@@ -81,7 +81,11 @@ def langevin_step_(
     """
     _check("langevin_step_", x, h, coefficients, noise, rng, samples, per_sample)
     if _backend.reference_asked(x.device) or needs_function(x, h, coefficients, noise):
-        return x.copy_(langevin_step(x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample))
+        of = copied(x)
+        out = langevin_step(
+            of(x), of(h), coefficients, noise=of(noise), rng=rng, samples=samples, per_sample=per_sample
+        )
+        return x.copy_(out)
     _langevin_step_(x, h, coefficients, noise, rng, samples, per_sample)
     return x
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _backend, _checks, reference
-from fastscore.ops._derivatives import needs_function
+from fastscore.ops._derivatives import copied, needs_function
 
 MAX_HISTORY = 6
 _COLUMNS = tuple(
@@ -84,7 +84,9 @@ def linear_step_(
     _check("linear_step_", x, history, coefficients, noise, rng, samples)
     asked = _backend.reference_asked(x.device)
     if asked or needs_function(x, coefficients, noise, *history):
-        return x.copy_(linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples))
+        of = copied(x)
+        past = [of(h) for h in history]
+        return x.copy_(linear_step(of(x), past, coefficients, noise=of(noise), rng=rng, samples=samples))
     _linear_step_(x, history, coefficients, noise, rng, samples)
     return x
 

@@ -312,6 +312,27 @@ def test_gradients_within_budget(dtype: torch.dtype, per_sample: bool) -> None:
         assert_error_within_budget(actual, exact, low, f"gradient of {name}", factor=3)
 
 
+@pytest.mark.parametrize("again", ["", "h", "noise"])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_in_place_with_gradients(again: str, chosen: str) -> None:
+    """Also where the state is another argument, too."""
+    x, h, coefficients, keywords = make_case((3, 40), torch.float64, noise="given")
+    leaves = [t.requires_grad_() for t in (x, h, coefficients, *keywords.values())]
+
+    def result(function) -> tuple[Tensor, ...]:
+        out = x * 1
+        for _ in range(2):
+            given = {"h": h, **keywords} | ({again: out} if again else {})
+            out = function(out, coefficients=coefficients, **given)
+        return out, *torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True, allow_unused=True)
+
+    with _backend.backend(chosen):
+        actual, want = result(langevin_step_), result(langevin_step)
+    assert torch.equal(actual[0], want[0])
+    for one, other in zip(actual[1:], want[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_gradient_where_there_is_no_score(per_sample: bool) -> None:
     x, _, _, keywords = make_case((3, 40), torch.float64)

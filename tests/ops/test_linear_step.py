@@ -367,6 +367,28 @@ def test_gradients_within_budget(dtype: torch.dtype, noise: str) -> None:
         assert_error_within_budget(a, e, p, f"gradient of {name}", factor=3)
 
 
+@pytest.mark.parametrize("again", ["", "history", "noise"])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_in_place_with_gradients(again: str, chosen: str) -> None:
+    """Also where the state is another argument, too."""
+    x, history, rows, keywords = make_case((3, 40), torch.float64, noise="given")
+    leaves = [t.requires_grad_() for t in (x, rows, *history, *keywords.values())]
+
+    def result(function) -> tuple[Tensor, ...]:
+        out = x * 1
+        for _ in range(2):
+            given = {"history": history, **keywords}
+            given |= {"history": [out, history[1]]} if again == "history" else {"noise": out} if again else {}
+            out = function(out, coefficients=rows, **given)
+        return out, *torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True, allow_unused=True)
+
+    with _backend.backend(chosen):
+        actual, want = result(linear_step_), result(linear_step)
+    assert torch.equal(actual[0], want[0])
+    for one, other in zip(actual[1:], want[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_dual_numbers_outside_torch_func() -> None:
     x, history, rows, keywords = make_case((2, 5), torch.float64)
     tangent = make_input((2, 5), dtype=torch.float64, seed=3)
