@@ -89,7 +89,7 @@ class DiscreteVPSDE(SDE):
 
     @classmethod
     def sqrt(cls, n: int = 1000, min_log_snr: float | None = -10.2) -> DiscreteVPSDE:
-        """The schedule of Diffusion-LM: alpha_bar 1 - sqrt(t + 1e-4), betas at most 0.999.
+        """The schedule of Diffusion-LM: alpha_bar is 1 - (t + 1e-4)^0.5, betas at most 0.999.
 
         Source: Li et al., arXiv 2205.14217, appendix A.
         """
