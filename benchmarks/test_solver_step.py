@@ -47,7 +47,7 @@ def _ddpm_case(shape: tuple[int, ...]) -> Case:
     fused_by_compiler = compiled(_ddpm)
 
     def check() -> None:
-        fused = solver_step_(x.clone(), eps, (), row, exponent=v, noise=noise, keep=False)
+        fused = solver_step_(x.clone(), eps, (), row, exponent=v, noise=noise)
         oracle = _ddpm(x.double(), output.double(), noise.double())
         assert_error_within_budget(fused, oracle, _ddpm(x, output, noise), "solver_step_")
 
@@ -57,7 +57,7 @@ def _ddpm_case(shape: tuple[int, ...]) -> Case:
         {
             "eager": lambda: _ddpm(x, output),
             "torch.compile": lambda: fused_by_compiler(x, output),
-            "fastscore": lambda: solver_step_(state, eps, (), row, exponent=v, rng=rng, samples=samples, keep=False),
+            "fastscore": lambda: solver_step_(state, eps, (), row, exponent=v, rng=rng, samples=samples),
         },
         check,
         x,

@@ -43,20 +43,10 @@ at::Tensor to_layout(const at::Tensor& tensor, Layout layout) {
   return copy;
 }
 
-bool alternate(const at::Tensor& a, const at::Tensor& b) {
-  if (!a.is_alias_of(b) || a.dim() == 0 || a.sizes() != b.sizes() || a.stride(0) != b.stride(0)) return false;
-  for (const at::Tensor* tensor : {&a, &b})
-    if (!has_layout(*tensor, Layout::contiguous) && !has_layout(*tensor, Layout::channels_last)) return false;
-  const std::int64_t period = a.stride(0), size = a.numel() / std::max<std::int64_t>(a.size(0), 1);
-  if (period < 2 * size || size == 0) return false;
-  const std::int64_t distance = ((b.storage_offset() - a.storage_offset()) % period + period) % period;
-  return distance >= size && distance <= period - size;
-}
-
 at::Tensor safe_to_read(const at::Tensor& read, const at::Tensor& written) {
   at::assert_no_partial_overlap(read, written);
   const bool unclear = at::get_overlap_status(read, written) == at::MemOverlapStatus::TooHard;
-  return unclear && read.is_alias_of(written) && !alternate(read, written) ? read.clone() : read;
+  return unclear && read.is_alias_of(written) ? read.clone() : read;
 }
 
 Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument) {

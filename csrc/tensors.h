@@ -21,10 +21,6 @@ bool has_layout(const at::Tensor& tensor, Layout layout);
 // The tensor itself where it has the layout, else a copy that does.
 at::Tensor to_layout(const at::Tensor& tensor, Layout layout);
 
-// Whether the samples of two tensors of one dtype take turns in one storage, each dense, none on another: such as the
-// halves of the channels of one tensor.
-bool alternate(const at::Tensor& a, const at::Tensor& b);
-
 // `read` as an in-place op may read it while it writes `written`: a copy where the two share memory in a way that
 // cannot be told, such as a row of `written` expanded over the batch; a RuntimeError where they overlap in part.
 at::Tensor safe_to_read(const at::Tensor& read, const at::Tensor& written);

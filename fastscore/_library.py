@@ -129,7 +129,9 @@ define(
 
 # ------------------------------------------------------------------------------------------------- solver_step
 
-_SOLVER_STEP = "Tensor[] history, Tensor coefficients, Tensor? exponent, Tensor? noise, Tensor? rng, Tensor? samples"
+_SOLVER_STEP = (
+    "Tensor h, Tensor[] history, Tensor coefficients, Tensor? exponent, Tensor? noise, Tensor? rng, Tensor? samples"
+)
 
 
 def _solver_step_out(
@@ -145,20 +147,17 @@ def _solver_step_out(
     return _solver_step(x, h, history, coefficients, exponent=exponent, noise=noise, rng=rng, samples=samples)
 
 
-def _solver_step_(x: Tensor, h: Tensor, *rest: Any) -> None:
-    *inputs, keep = rest
-    out, m = _solver_step_out(x, h, *inputs)
+def _solver_step_(x: Tensor, *rest: Any) -> None:
+    out, _ = _solver_step_out(x, *rest)
     x.copy_(out)
-    if keep:
-        h.copy_(m)
 
 
 define(
-    f"solver_step(Tensor x, Tensor h, {_SOLVER_STEP}) -> (Tensor out, Tensor m)",
+    f"solver_step(Tensor x, {_SOLVER_STEP}) -> (Tensor out, Tensor m)",
     lambda x, *_: (like(x), like(x)),
     _solver_step_out,
 )
-define(f"solver_step_(Tensor(a!) x, Tensor(b!) h, {_SOLVER_STEP}, bool keep) -> ()", lambda x, *_: None, _solver_step_)
+define(f"solver_step_(Tensor(a!) x, {_SOLVER_STEP}) -> ()", lambda x, *_: None, _solver_step_)
 
 # ------------------------------------------------------------------------------------------------- philox
 

@@ -40,15 +40,16 @@ struct Inputs {
     check_noise(op, x, noise, rng, samples);
   }
 
-  // Makes all but x and h safe to read while `written` is written.
-  void guard(const at::Tensor& written) {
-    for (at::Tensor& m : history) m = safe_to_read(m, written);
-    if (exponent) exponent = safe_to_read(*exponent, written);
-    if (noise) noise = safe_to_read(*noise, written);
+  // Makes the others safe to read while x is written.
+  void guard() {
+    h = safe_to_read(h, x);
+    for (at::Tensor& m : history) m = safe_to_read(m, x);
+    if (exponent) exponent = safe_to_read(*exponent, x);
+    if (noise) noise = safe_to_read(*noise, x);
   }
 };
 
-// Runs the kernel; `out`, which may be x, has the layout. `m` may be h, and undefined where it is not kept.
+// Runs the kernel; `out`, which may be x, and `m`, which may be undefined, have the layout.
 void run(const at::Tensor& out, const at::Tensor& m, const Inputs& in, Layout layout) {
   SolverStepArgs args;
   args.dtype = dtype_of(in.x, op, "x");
@@ -75,11 +76,7 @@ void run(const at::Tensor& out, const at::Tensor& m, const Inputs& in, Layout la
   if (in.exponent && (in.noise || in.rng)) args.exponent = operand(*in.exponent);
   if (in.noise) args.noise = operand(*in.noise);
   args.out = {out.mutable_data_ptr(), stride_of(out)};
-  at::Tensor kept = m;
-  if (m.defined()) {
-    if (!has_layout(m, layout)) kept = m.new_empty_strided(m.sizes(), dense_strides(m.sizes(), layout));
-    args.m = {kept.mutable_data_ptr(), stride_of(kept)};
-  }
+  if (m.defined()) args.m = {m.mutable_data_ptr(), stride_of(m)};
 
   const at::Tensor rows = in.coefficients.stride(-1) == 1 ? in.coefficients : in.coefficients.contiguous();
   args.coefficients = rows.const_data_ptr();
@@ -104,10 +101,9 @@ void run(const at::Tensor& out, const at::Tensor& m, const Inputs& in, Layout la
   at::parallel_for(0, args.batch * tiles.per_sample, std::max<std::int64_t>(grain, 1),
                    [&](std::int64_t begin, std::int64_t end) { kernel(args, tiles, begin, end); });
   launches.cpu();
-  if (!kept.is_same(m)) m.copy_(kept);
 }
 
-// Picks the layout by `out`.
+// Picks the layout by `out`; `m` has the strides of it, or is undefined.
 void compute(const at::Tensor& out, const at::Tensor& m, const Inputs& in) {
   if (out.numel() == 0) return;
   if (has_layout(out, Layout::contiguous)) {
@@ -115,9 +111,12 @@ void compute(const at::Tensor& out, const at::Tensor& m, const Inputs& in) {
   } else if (has_layout(out, Layout::channels_last) && out.size(1) <= max_channels) {
     run(out, m, in, Layout::channels_last);
   } else {
-    const at::Tensor buffer = out.new_empty_strided(out.sizes(), dense_strides(out.sizes(), Layout::contiguous));
-    run(buffer, m, in, Layout::contiguous);
-    out.copy_(buffer);
+    const auto strides = dense_strides(out.sizes(), Layout::contiguous);
+    const at::Tensor dense_out = out.new_empty_strided(out.sizes(), strides);
+    const at::Tensor dense_m = m.defined() ? m.new_empty_strided(m.sizes(), strides) : m;
+    run(dense_out, dense_m, in, Layout::contiguous);
+    out.copy_(dense_out);
+    if (m.defined()) m.copy_(dense_m);
   }
 }
 
@@ -127,23 +126,14 @@ at::Tensor like(const at::Tensor& x) {
   return x.new_empty_strided(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous));
 }
 
-void solver_step_cpu_(at::Tensor x, at::Tensor h, at::TensorList history, const at::Tensor& coefficients,
+void solver_step_cpu_(const at::Tensor& x, const at::Tensor& h, at::TensorList history, const at::Tensor& coefficients,
                       const OptionalTensor& exponent, const OptionalTensor& noise, const OptionalTensor& rng,
-                      const OptionalTensor& samples, bool keep) {
+                      const OptionalTensor& samples) {
   Inputs in{x, h, {history.begin(), history.end()}, coefficients, exponent, noise, rng, samples};
   in.check();
   at::assert_no_internal_overlap(x);
-  in.guard(x);
-  if (!keep) {
-    in.h = safe_to_read(h, x);
-    return compute(x, {}, in);
-  }
-  at::assert_no_internal_overlap(h);
-  at::assert_no_overlap(x, h);
-  TORCH_CHECK(!x.is_alias_of(h) || alternate(x, h) || at::get_overlap_status(x, h) == at::MemOverlapStatus::No, op,
-              ": h may share memory with x, and both are written to; clone one, or set keep=False");
-  in.guard(h);
-  compute(x, h, in);
+  in.guard();
+  compute(x, {}, in);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ class Unchecked(NamedTuple):
     linear_step: Callable[..., Any]  # (x, history, coefficients, noise, rng, samples)
     linear_step_: Callable[..., Any]
     solver_step: Callable[..., Any]  # (x, h, history, coefficients, exponent, noise, rng, samples)
-    solver_step_: Callable[..., Any]  # likewise, then keep
+    solver_step_: Callable[..., Any]
     langevin_step_: Callable[..., Any]  # (x, h, coefficients, noise, rng, samples, per_sample)
     error_norm: Callable[..., Any]  # (terms, coefficients, u, v, atol, rtol, kind)
 
@@ -39,16 +39,11 @@ def unchecked(device: torch.device) -> Unchecked:
         lambda x, h, history, row, v, z, rng, ids: solver_step(
             x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids
         ),
-        lambda x, h, history, row, v, z, rng, ids, keep: solver_step_(
-            x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids, keep=keep
+        lambda x, h, history, row, v, z, rng, ids: solver_step_(
+            x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids
         ),
         lambda x, h, row, z, rng, ids, per_sample: langevin_step_(
             x, h, row, noise=z, rng=rng, samples=ids, per_sample=per_sample
         ),
         lambda terms, row, u, v, atol, rtol, kind: error_norm(terms, row, u, v, atol=atol, rtol=rtol, kind=kind),
     )
-
-
-def unchecked_error_norm(device: torch.device) -> Callable[..., Any]:
-    """`Unchecked.error_norm`."""  # for callers on their way to it
-    return unchecked(device).error_norm

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _backend, _checks, reference
-from fastscore.ops._derivatives import needs_function
+from fastscore.ops._derivatives import copied, needs_function
 
 MAX_HISTORY = 3
 _COLUMNS = tuple(
@@ -92,29 +92,27 @@ def solver_step_(
     noise: Tensor | None = None,
     rng: Tensor | None = None,
     samples: Tensor | None = None,
-    keep: bool = True,
 ) -> Tensor:
-    """`solver_step` in place: overwrites `x` with the same numbers, to the last bit, and returns it.
+    """`solver_step` in place: overwrites `x` with the same numbers, to the last bit, and returns it; m is not kept.
 
-    Where `keep` is True, `h` is overwritten with m; it must not share memory with `x` then. Other arguments may be one
-    of the two themselves, but not overlap it in part. Where a derivative is taken, a copy is made.
+    `h`, `history`, `exponent` and `noise` may be `x` itself, but not overlap it in part. Where a derivative is taken, a
+    copy is made.
     """
     _check("solver_step_", x, h, history, coefficients, exponent, noise, rng, samples)
-    if not isinstance(keep, bool):
-        _checks.wrong_type("solver_step_", "keep", "be True or False", repr(keep))
-    if keep and h is x:
-        _checks.wrong_value("solver_step_", "h", "not be x where keep is True", "x")
     if _backend.reference_asked(x.device) or needs_function(x, h, coefficients, exponent, noise, *history):
-        # Backward may need what is overwritten here.
-        state = x.clone()
-        output = state if h is x else h.clone() if keep else h
-        out, m = solver_step(
-            state, output, history, coefficients, exponent=exponent, noise=noise, rng=rng, samples=samples
+        of = copied(x)
+        out, _ = solver_step(
+            of(x),
+            of(h),
+            [of(m) for m in history],
+            coefficients,
+            exponent=of(exponent),
+            noise=of(noise),
+            rng=rng,
+            samples=samples,
         )
-        if keep:
-            h.copy_(m)
         return x.copy_(out)
-    _solver_step_(x, h, history, coefficients, exponent, noise, rng, samples, keep)
+    _solver_step_(x, h, history, coefficients, exponent, noise, rng, samples)
     return x
 
 

@@ -102,7 +102,7 @@ def run_plan(
                 x, m = ops.solver_step(x, h, history, row.solver, exponent, z, rng, ids)
                 outputs.appendleft(m)
             else:
-                ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids, False)
+                ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids)
         else:
             if h is not None:
                 outputs.appendleft(h)

@@ -22,8 +22,6 @@ _READS = {
     "fastscore::group_norm_silu": 2,  # statistics first, then the write
     "fastscore::group_norm_silu_fwd": 2,
 }
-# Arguments that a schema marks as written to, and the argument that says whether they are.
-_WRITTEN_IF = {("fastscore::solver_step_", "h"): "keep"}
 # Operators that only allocate, and in-place operators that overwrite without reading.
 _ALLOCATE = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _OVERWRITE = {"fill_", "zero_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
@@ -90,7 +88,6 @@ class Traffic(TorchDispatchMode):
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         for argument in func._schema.arguments:
             mutated = argument.alias_info is not None and argument.alias_info.is_write
-            mutated = mutated and given.get(_WRITTEN_IF.get((name, argument.name), ""), True)
             for tensor in self._large(given.get(argument.name)):
                 if mutated:
                     written[_place(tensor)] = _size(tensor)

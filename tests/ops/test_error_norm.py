@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from fastscore import _backend, _library, reference
 from fastscore._checks import accumulation_dtype
 from fastscore.ops import error_norm
-from fastscore.ops._unchecked import unchecked_error_norm
+from fastscore.ops._unchecked import unchecked
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
 from fastscore.testing.traffic import Traffic, no_host_sync
@@ -177,9 +177,9 @@ def test_raw_launcher_and_unchecked() -> None:
     terms, coefficients, u, v, keywords = make_case((4, 30), kind="max")
     want = error_norm(terms, coefficients, u, v, **keywords)
     assert torch.equal(_library.NATIVE.error_norm_cpu(terms, coefficients, u, v, **keywords), want)
-    assert torch.equal(unchecked_error_norm(u.device)(terms, coefficients, u, v, *keywords.values()), want)
+    assert torch.equal(unchecked(u.device).error_norm(terms, coefficients, u, v, *keywords.values()), want)
     with _backend.backend("reference"):
-        plain = unchecked_error_norm(u.device)(terms, coefficients, u, v, *keywords.values())
+        plain = unchecked(u.device).error_norm(terms, coefficients, u, v, *keywords.values())
     assert torch.equal(plain, reference.error_norm(terms, coefficients, u, v, **keywords))
     with pytest.raises(ValueError, match="error_norm: u must be a CPU tensor, got one on meta"):
         _library.NATIVE.error_norm_cpu(terms, coefficients, u.to("meta"), v, **keywords)

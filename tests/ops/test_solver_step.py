@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from fastscore import _backend, _library, reference
 from fastscore._checks import accumulation_dtype
 from fastscore.ops import linear_step, solver_step, solver_step_
-from fastscore.ops._unchecked import unchecked_solver_step
+from fastscore.ops._unchecked import unchecked
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
 from fastscore.testing.traffic import Traffic
@@ -187,10 +187,9 @@ def test_exponential_at_its_ends(dtype: torch.dtype, chosen: str) -> None:
 
 
 @native
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_halves_of_one_output(dtype: torch.dtype, layout: str, keep: bool) -> None:
+def test_halves_of_one_output(dtype: torch.dtype, layout: str) -> None:
     for shape in ((4, 3, 6, 10), (3, 3, 33, 32), (1, 3, 5, 5)):
         for noise in ("drawn", "given", "none"):
             case = make_case(shape, dtype, noise=noise)
@@ -201,12 +200,10 @@ def test_halves_of_one_output(dtype: torch.dtype, layout: str, keep: bool) -> No
             viewed = (as_layout(viewed[0], layout), h, *viewed[2:4], viewed[4] | {"exponent": v})
             for one, other in zip(call(viewed), (out, m), strict=True):
                 assert torch.equal(one, other)
-            second = v.clone()
-            assert call(viewed, solver_step_, keep=keep) is viewed[0]
+            before = output.clone()
+            assert call(viewed, solver_step_) is viewed[0]
             assert torch.equal(viewed[0], out)
-            assert torch.equal(h, m if keep else case[1])
-            assert torch.equal(v, second)
-            assert torch.equal(output, torch.cat([h, v], 1))
+            assert torch.equal(output, before)
 
 
 @native
@@ -236,9 +233,8 @@ def test_operands_may_differ_in_layout() -> None:
         state, output = as_layout(x.clone(), of_x), as_layout(h.clone(), of_h)
         for one, other in zip(solver_step(state, output, mixed, table, **moved), want, strict=True):
             assert torch.equal(one, other)
-        solver_step_(state, output, mixed, table, **moved)
-        assert torch.equal(state, want[0])
-        assert torch.equal(output, want[1])
+        assert torch.equal(solver_step_(state, output, mixed, table, **moved), want[0])
+        assert torch.equal(output, h)
 
 
 def test_reference_is_the_formula() -> None:
@@ -303,9 +299,8 @@ def test_backends_ran(layout: str) -> None:
         call(case)
     assert _library.NATIVE.launches() == expected
     if layout not in ("expanded", "empty"):
-        call(case, solver_step_, keep=False)
-        call(laid_out(case, layout), solver_step_)
-        assert _library.NATIVE.launches() == {key: 3}
+        call(case, solver_step_)
+        assert _library.NATIVE.launches() == {key: 2}
 
 
 @native
@@ -355,38 +350,37 @@ def test_bits_do_not_depend_on_batch_threads_or_format(
 def test_in_place_is_out_of_place(layout: str, dtype: torch.dtype, chosen: str) -> None:
     case = make_case((3, 3, 6, 7), dtype, layout)
     with _backend.backend(chosen):
-        out, m = call(case)
-        for keep in (True, False):
-            copy = laid_out(case, layout)
-            x, h, *_ = copy
-            addresses = x.data_ptr(), h.data_ptr()
-            assert call(copy, solver_step_, keep=keep) is x
-            assert (x.data_ptr(), h.data_ptr()) == addresses
-            assert torch.equal(x, out)
-            assert torch.equal(h, m if keep else case[1])
+        out, _ = call(case)
         copy = laid_out(case, layout)
-        call(copy, solver_step_)
-        assert torch.equal(copy[1], m), "keep is the default"
+        x, h, *_ = copy
+        address = x.data_ptr()
+        assert call(copy, solver_step_) is x
+        assert x.data_ptr() == address
+        assert torch.equal(x, out)
+        assert torch.equal(h, case[1])
 
 
 @native
 def test_in_place_with_one_tensor_in_two_places() -> None:
     x, h, history, coefficients, keywords = make_case((3, 40), terms=2, noise="given")
     v, z = keywords["exponent"], keywords["noise"]
-    for keep in (True, False):
-        for history in ([h, v], [x, h], [x[:1].expand_as(x), h]):  # the last is overwritten while rows still need it
-            for v, z in ((keywords["exponent"], h), (h, x), (x, keywords["noise"])):
+    for history in ([h, v], [x, h], [x[:1].expand_as(x), h]):  # the last is overwritten while rows still need it
+        for v, z in ((keywords["exponent"], h), (h, x), (x, keywords["noise"])):
+            for output in (h, x):
                 same = {id(t): t.clone() for t in (x, h, *history, v, z)}
-                out, m = solver_step(x, h, history, coefficients, exponent=v, noise=z)
-                state, output = same[id(x)], same[id(h)]
+                out, _ = solver_step(x, output, history, coefficients, exponent=v, noise=z)
+                state = same[id(x)]
                 expanded = {id(history[0]): state[:1].expand_as(state)} if history[0].stride(0) == 0 else {}
                 moved = [(same | expanded)[id(t)] for t in history]
-                solver_step_(state, output, moved, coefficients, exponent=same[id(v)], noise=same[id(z)], keep=keep)
+                solver_step_(state, same[id(output)], moved, coefficients, exponent=same[id(v)], noise=same[id(z)])
                 assert torch.equal(state, out)
-                assert torch.equal(output, m if keep else h)
-    row = coefficients[[0, 1, 2, 3, 4, 7, 8]]
-    out, _ = solver_step(x, x, [], row)
-    assert torch.equal(solver_step_(x, x, [], row, keep=False), out)
+                assert torch.equal(same[id(h)], h)
+    wide = make_input((3, 80), seed=7)  # samples that take turns in one storage, then some that lie on each other
+    for other in (wide[:, 40:], wide[:, 13:53]):
+        state, row, rest = wide[:, :40], coefficients[[0, 1, 2, 3, 4, 7, 8]], wide[:, 40:].clone()
+        out, _ = solver_step(state, other, [], row)
+        assert torch.equal(solver_step_(state, other, [], row), out)
+        assert torch.equal(wide[:, 40:], rest)
 
 
 @native
@@ -449,14 +443,10 @@ def test_traffic() -> None:
         row = torch.cat([coefficients[: 5 + terms], coefficients[S:]])
         for exponent in (None, keywords["exponent"]):
             read = 2 + terms + (exponent is not None)
-            for function, more, written in (
-                (solver_step_, {"keep": False}, 1),
-                (solver_step_, {"keep": True}, 2),
-                (solver_step, {}, 2),
-            ):
+            for function, written in ((solver_step_, 1), (solver_step, 2)):
                 drawn = {"rng": RNG, "samples": torch.arange(4)}
                 with Traffic(x) as traffic:
-                    function(x, h, history[:terms], row, exponent=exponent, **drawn, **more)
+                    function(x, h, history[:terms], row, exponent=exponent, **drawn)
                 assert (traffic.count.full, traffic.count.moved) == (1, read + written)
 
 
@@ -465,13 +455,14 @@ def test_unchecked(chosen: str) -> None:
     x, h, history, coefficients, keywords = case = make_case((3, 40), terms=2)
     v, rng, samples = keywords.values()
     with _backend.backend(chosen):
-        out, m = call(case)
-        for keep in (False, True):
-            state, output = x.clone(), h.clone()
-            step = unchecked_solver_step(x.device)
-            step(state, output, history, coefficients, v, None, rng, samples, keep)
-            assert torch.equal(state, out)
-            assert torch.equal(output, m if keep else h)
+        want = call(case)
+        ops = unchecked(x.device)
+        given = h, history, coefficients, v, None, rng, samples
+        for one, other in zip(ops.solver_step(x, *given), want, strict=True):
+            assert torch.equal(one, other)
+        state = x.clone()
+        ops.solver_step_(state, *given)
+        assert torch.equal(state, want[0])
 
 
 # ------------------------------------------------------------------------------------------------ derivatives
@@ -547,17 +538,26 @@ def test_gradient_of_the_clamp() -> None:
         assert gr[C].item() == 15
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_in_place_with_gradients(keep: bool) -> None:
-    x, h, history, coefficients, keywords = case = make_case((3, 40))
-    leaf = coefficients.requires_grad_()
-    out, m = call(case)
-    want = torch.autograd.grad(out.sum() + m.square().sum() * keep, leaf)[0]
-    state, output = x.clone(), h.clone()
-    solver_step_(state, output, history, leaf, **keywords, keep=keep)
-    assert torch.equal(state, out)
-    loss = state.sum() + output.square().sum() * keep
-    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], want)
+@pytest.mark.parametrize("again", ["", "h", "history", "exponent", "noise"])
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+def test_in_place_with_gradients(again: str, chosen: str) -> None:
+    """Also where the state is another argument, too."""
+    x, h, history, coefficients, keywords = make_case((3, 40), torch.float64, noise="given")
+    leaves = [t.requires_grad_() for t in (x, h, coefficients, *keywords.values(), *history)]
+
+    def result(function: Any) -> tuple[Tensor, ...]:
+        out = x * 1
+        for _ in range(2):
+            given = {"h": h, "history": history, **keywords}
+            given |= {again: [out] if again == "history" else out} if again else {}
+            out = function(out, coefficients=coefficients, **given)
+        return out, *torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True, allow_unused=True)
+
+    with _backend.backend(chosen):
+        actual, want = result(solver_step_), result(lambda *args, **kwargs: solver_step(*args, **kwargs)[0])
+    assert torch.equal(actual[0], want[0])
+    for one, other in zip(actual[1:], want[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_dual_numbers_outside_torch_func() -> None:
@@ -631,8 +631,7 @@ def test_opcheck(layout: str, noise: str) -> None:
         case = make_case((3, 2, 4, 5), dtype, layout, noise=noise)
         torch.library.opcheck(RAW, positional(case))
         if layout != "expanded":
-            for keep in (False, True):
-                torch.library.opcheck(RAW_, (*positional(laid_out(case, layout)), keep))
+            torch.library.opcheck(RAW_, positional(laid_out(case, layout)))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -660,8 +659,7 @@ def test_fakes(device: str, layout: str) -> None:
             assert (made.shape, made.dtype, made.stride()) == (one.shape, one.dtype, one.stride())
             assert made.device.type == device
         if layout != "expanded":
-            for keep in (False, True):
-                assert call(faked, solver_step_, keep=keep) is faked[0]
+            assert call(faked, solver_step_) is faked[0]
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -683,8 +681,8 @@ def test_compile_fullgraph(grad: bool) -> None:
             torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_compile_in_place_on_halves(keep: bool) -> None:
+@pytest.mark.parametrize("grad", [False, True])
+def test_compile_in_place_on_halves(grad: bool) -> None:
     torch._dynamo.reset()
     viewed, output = halves(make_case((2, 3, 8, 8)))
     x, _, history, coefficients, keywords = viewed
@@ -693,13 +691,16 @@ def test_compile_in_place_on_halves(keep: bool) -> None:
         x, output = x * 1, output * 1
         for _ in range(2):
             h, v = output.chunk(2, 1)
-            solver_step_(x, h, history, row, exponent=v, rng=rng, samples=keywords["samples"], keep=keep)
+            solver_step_(x, h, history, row, exponent=v, rng=rng, samples=keywords["samples"])
         return x, output
 
-    arguments = x, output, coefficients, RNG
-    actual = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments)
-    for one, other in zip(actual, step(*arguments), strict=True):
+    arguments = x, output, coefficients.requires_grad_(grad), RNG
+    actual, want = torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments), step(*arguments)
+    for one, other in zip(actual, want, strict=True):
         assert torch.equal(one, other)
+    if grad:
+        gradients = (torch.autograd.grad(out.square().sum(), coefficients)[0] for out, _ in (actual, want))
+        torch.testing.assert_close(*gradients)
 
 
 def test_compiled_torch_func() -> None:
@@ -761,14 +762,6 @@ def test_bad_arguments(function, error: type[Exception], message: str, changed: 
         function(**arguments)
 
 
-def test_bad_keep() -> None:
-    with pytest.raises(TypeError, match=r"^solver_step_: keep must be True or False, got 1$"):
-        solver_step_(X.clone(), X, [X], ROW, keep=1)
-    x = X.clone()
-    with pytest.raises(ValueError, match=r"^solver_step_: h must not be x where keep is True, got x$"):
-        solver_step_(x, x, [X], ROW)
-
-
 @native
 @pytest.mark.parametrize(("error", "message", "changed"), BAD, ids=[message[:40] for _, message, _ in BAD])
 def test_the_native_library_refuses_what_would_crash_it(error: type[Exception], message: str, changed: dict) -> None:
@@ -781,16 +774,14 @@ def test_the_native_library_refuses_what_would_crash_it(error: type[Exception], 
 def test_overlapping_memory_is_refused_in_place() -> None:
     expanded = torch.zeros(1, 3).expand(2, 3)
     partial = r"partially overlap|some elements of the input tensor and the written-to"
-    buffer, wide = torch.zeros(7), torch.zeros(2, 8)
+    buffer = torch.zeros(7)
     left, right = buffer[:6].view(2, 3), buffer[1:].view(2, 3)
-    for message, arguments, keep in (
-        ("single memory location", (expanded, X, [X]), False),
-        ("single memory location", (X.clone(), expanded, [X]), True),
-        (partial, (left, right, [X]), False),
-        (partial, (left, right, [X]), True),
-        (partial, (left, X, [right]), False),
-        (partial, (X.clone(), left, [right]), True),
-        ("h may share memory with x", (wide[:, :3], wide[:, 1:4], [X]), True),
+    for message, x, h, m, keywords in (
+        ("single memory location", expanded, X, X, {}),
+        (partial, left, right, X, {}),
+        (partial, left, X, right, {}),
+        (partial, left, X, X, {"noise": right}),
+        (partial, left, X, X, {"noise": X, "exponent": right}),
     ):
         with pytest.raises(RuntimeError, match=message):
-            solver_step_(*arguments, ROW, keep=keep)
+            solver_step_(x, h, [m], ROW, **keywords)

@@ -7,10 +7,10 @@
 namespace fastscore::FASTSCORE_ISA {
 namespace {
 
-// Where the elements of one tile lie. `out` may be x, and `m` may be h: every element is read before it is written.
+// Where the elements of one tile lie. `out` may be x: every element is read before it is written.
 template <class T>
 struct Tile {
-  T *out, *m;  // m is null where it is not kept
+  T *out, *m;  // m is null where it is not asked for
   const T *x, *h, *exponent;
   const T* history[solver_max_history];
 };

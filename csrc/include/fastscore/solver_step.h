@@ -24,7 +24,7 @@ struct SolverStepArgs {
     std::int64_t stride = 0;
   };
   Target out;
-  Target m;  // null where it is not kept
+  Target m;  // null where it is not asked for
   Operand x, h;
   Operand history[solver_max_history];
   int history_count = 0;
