@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import fastscore
 from fastscore import cli
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,11 @@ def test_commands_parse():
     assert commands
     for command in commands:
         cli._parser().parse_args(command.split())
+
+
+def test_every_sampler_is_named():
+    missing = [name for name in fastscore.samplers.names() if f"`{name}`" not in README]
+    assert not missing
 
 
 def test_named_files_exist():
