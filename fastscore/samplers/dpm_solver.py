@@ -47,9 +47,9 @@ class DPMSolverSampler(FixedStepSampler):
         eta: singlestep: share, 0 to 1, of the noise of ancestral sampling: a step aims below its node and noise is
             added. Inner points are even in log-SNR then.
 
-    Source: Lu et al., arXiv 2206.00927, algorithms 1, 2, 4 and 5, section 3.4 (``"dpmsolver"``); arXiv 2211.01095,
-    algorithms 1 and 2, appendix B (``"dpmsolver++"``). Grids and step lists are those of their published code; `eta` is
-    that of k-diffusion's dpm_fast.
+    Source: Lu et al., arXiv 2206.00927, section 3, algorithms 1 and 2 (``"dpmsolver"``); arXiv 2211.01095, section 4,
+    algorithms 1 and 2 (``"dpmsolver++"``). Grids, step lists and the other solvers of order 3 are those of their
+    published code; `eta` is that of k-diffusion's dpm_fast.
     """
 
     def __init__(

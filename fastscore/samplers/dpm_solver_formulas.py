@@ -5,8 +5,8 @@ With lambda = log(alpha / sigma), h = lambda_t - lambda_s and m the prediction a
     x_t = ratio x_s - scale (phi1(z) m + phi2(z) h m' + phi3(z) h^2 m'' + ...)
 
 with phi1(z) = e^z - 1, phi2(z) = phi1(z) / z - 1 and phi3(z) = phi2(z) / z - 1/2. DPM-Solver: m the noise, ratio
-alpha_t / alpha_s, scale sigma_t, z = h (arXiv 2206.00927, eq. 3.6). DPM-Solver++: m the clean image, ratio
-sigma_t / sigma_s, scale alpha_t, z = -h (arXiv 2211.01095, eq. 9).
+alpha_t / alpha_s, scale sigma_t, z = h (arXiv 2206.00927, section 3.2). DPM-Solver++: m the clean image, ratio
+sigma_t / sigma_s, scale alpha_t, z = -h (arXiv 2211.01095, section 4).
 """
 
 from __future__ import annotations

@@ -85,6 +85,16 @@ def test_added_noise_equals_the_literal_reference(sde, clean, spacing):
 
 
 @pytest.mark.parametrize("sde", SDES)
+def test_added_noise_never_aims_below_the_end(sde):
+    times = torch.tensor([0.97, 0.6, 0.2, 0.19], dtype=torch.float64)
+    options = {"steps": 3, "order": 1, "method": "singlestep", "spacing": times, "eta": 1.0}
+    sampler = assert_equals_reference(SDES[sde], None, **options)
+    _, before, last = sampler.plan().steps
+    assert before.coefficients[-1] > 0
+    assert last.coefficients[-1] == 0
+
+
+@pytest.mark.parametrize("sde", SDES)
 def test_given_times_equal_the_literal_reference(sde):
     times = torch.tensor([0.97, 0.7, 0.42, 0.3, 0.15, 0.06, 0.03])
     for method, algorithm in itertools.product(METHODS, ALGORITHMS):

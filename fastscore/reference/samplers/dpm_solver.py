@@ -1,9 +1,9 @@
 """DPM-Solver and DPM-Solver++, every step as its paper prints it.
 
-Source: Lu et al., arXiv 2206.00927, algorithms 1, 2 and 4 to 6, appendix D.3 (solvers of the noise); arXiv 2211.01095,
-section 4, algorithms 1 and 2, appendix B (solvers of the clean image). The paper's order 2 of either is the "midpoint"
-one; "taylor" and the order 3 that uses earlier predictions are those of the published code, in which the curvature of
-"midpoint" is half of the parabola's.
+Source: Lu et al., arXiv 2206.00927, section 3, algorithms 1 and 2 (solvers of the noise); arXiv 2211.01095, section 4,
+algorithms 1 and 2 (solvers of the clean image). The papers' order 2 is the "midpoint" one; "taylor", multistep of the
+noise and order 3 of the clean image are those of the published code, in whose multistep of order 3 the curvature is
+half of the parabola's: that is "midpoint" here, and "taylor" has all of it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def dpm_solver_sampler(
         for i, block in enumerate(blocks):
             s, t = block[0], block[-1]
             aim, added = t, 0.0
-            if eta and t is not end:  # arXiv 2206.00364's sigma / alpha: down by the ODE, up by noise
+            if eta and t is not end:  # down by the ODE, up by noise, in sigma / alpha
                 low, high = t[2] / t[1], s[2] / s[1]
                 added = min(low, eta * (low**2 * (high**2 - low**2) / high**2) ** 0.5)
                 lowest = end[2] / end[1]
@@ -115,13 +115,13 @@ class _Noise:
     """Solvers of the noise eps, arXiv 2206.00927."""
 
     def step_1(self, x: Tensor, s: Point, t: Point, eps: Tensor) -> Tensor:
-        """Equation 3.7."""
+        """DPM-Solver-1, which is DDIM."""
         if t[2] == 0:  # the limit of h to infinity: sigma_t (e^h - 1) is alpha_t sigma_s / alpha_s - sigma_t
             return t[1] / s[1] * x - t[1] * s[2] / s[1] * eps
         return t[1] / s[1] * x - t[2] * math.expm1(t[3] - s[3]) * eps
 
     def singlestep_2(self, x: Tensor, block: list[Point], eps: Callable[..., Tensor], solver_type: str) -> Tensor:
-        """Algorithm 4."""
+        """Algorithm 1, for any r_1."""
         s, s_1, t = block
         h = t[3] - s[3]
         r_1 = (s_1[3] - s[3]) / h
@@ -134,7 +134,7 @@ class _Noise:
         return x - t[2] / r_1 * (math.expm1(h) / h - 1) * difference
 
     def singlestep_3(self, x: Tensor, block: list[Point], eps: Callable[..., Tensor], solver_type: str) -> Tensor:
-        """Algorithm 5."""
+        """Algorithm 2, for any r_1 and r_2."""
         s, s_1, s_2, t = block
         h = t[3] - s[3]
         r_1, r_2 = (s_1[3] - s[3]) / h, (s_2[3] - s[3]) / h
@@ -173,11 +173,11 @@ class _Image:
     """Solvers of the clean image x_0, arXiv 2211.01095."""
 
     def step_1(self, x: Tensor, s: Point, t: Point, image: Tensor) -> Tensor:
-        """Equation 12, also where sigma_t is 0 and h infinite."""
+        """DDIM again, also where sigma_t is 0 and h infinite."""
         return t[2] / s[2] * x - t[1] * math.expm1(-(t[3] - s[3])) * image
 
     def singlestep_2(self, x: Tensor, block: list[Point], image: Callable[..., Tensor], solver_type: str) -> Tensor:
-        """Algorithm 1, with r of any value."""
+        """Algorithm 1."""
         s, s_1, t = block
         h = t[3] - s[3]
         r_1 = (s_1[3] - s[3]) / h
