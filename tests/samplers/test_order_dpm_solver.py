@@ -7,13 +7,12 @@ from functools import cache
 import pytest
 import torch
 
-from fastscore import VESDE, VPSDE, DPMSolverSampler, SubVPSDE
+from fastscore import VESDE, VPSDE, DPMSolverSampler
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation, vp_perturbation
 
 DATA = mixture_2d()
 SETTINGS = {  # and where to stop: the mixture has taken shape there
     "vp": (VPSDE(), AnalyticModel(DATA, vp_perturbation(), "noise"), 0.02),
-    "subvp": (SubVPSDE(), AnalyticModel(DATA, vp_perturbation(subvp=True), "noise"), 0.05),
     "ve": (VESDE(0.01, 10.0), AnalyticModel(DATA, ve_perturbation, "score"), 0.2),
 }
 Z = torch.randn(8, *DATA.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -38,7 +37,7 @@ def measured_slope(setting, sizes, **options):
     return slopes[-1]
 
 
-PATHS = [("vp", "log_snr"), ("ve", "karras"), ("subvp", "log_snr"), ("vp", "linear")]
+PATHS = [("vp", "log_snr"), ("ve", "karras"), ("vp", "linear")]
 COMBINATIONS = [
     pytest.param(*path, *rest, id="-".join(map(str, (*path, *rest))))
     for path in PATHS
@@ -46,7 +45,6 @@ COMBINATIONS = [
         ["multistep", "singlestep_fixed"], ["dpmsolver++", "dpmsolver"], ["midpoint", "taylor"], [1, 2, 3]
     )
     if rest[0] == "singlestep_fixed" or (rest[2:] != ("midpoint", 3) and path != ("vp", "linear"))
-    if path[0] != "subvp" or rest[3] == 3
     if rest[2:] != ("taylor", 1)  # there is one order 1
 ]
 
