@@ -85,13 +85,13 @@ def _machine(data: dict[str, Any]) -> str:
     )
 
 
-def replace(text: str, new: str) -> str:
+def replace(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with everything between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected {BEGIN} and, after it, {END} once each")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{new}\n{END}{tail}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected {begin} and, after it, {end} once each")
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{new}\n{end}{tail}"
 
 
 def main() -> int:

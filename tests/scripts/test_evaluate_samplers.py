@@ -67,6 +67,7 @@ def model():
 
 @pytest.fixture
 def script(monkeypatch, model, trained_on):
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
     spec = importlib.util.spec_from_file_location("evaluate_samplers", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
@@ -242,7 +243,7 @@ def test_cells_come_cheapest_first_or_in_the_order_asked_for(script):
     costs = [nfe * script.FAMILIES[name].num for name, nfe in table]
     assert costs == sorted(costs)
     assert script.cells(["pc:70", "ancestral"]) == [("pc", 70), *(("ancestral", n) for n in script.SLOW)]
-    for wrong in ("ddpm", "pc:0", "pc:-5", "pc:x"):
+    for wrong in ("ddpn", "pc:0", "pc:-5", "pc:x"):
         with pytest.raises(ValueError, match=f"--cells takes NAME or NAME:NFE .* got '{wrong}'"):
             script.cells([wrong])
 
@@ -374,6 +375,24 @@ def test_a_sampler_that_diverges_has_no_row_and_the_next_one_is_run(run, model, 
     assert "euler_maruyama:30 has no row: the samples are not finite" in capsys.readouterr().err
     assert b"\neuler_maruyama" not in table(tmp_path)
     assert b"\nlangevin,30,3," in table(tmp_path)
+
+
+def test_the_table_for_the_readme(run, script, tmp_path, capsys):
+    assert run("--num", "3", "--cells", "langevin:30", "ddim:10", "edm:9") == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n")
+    for _ in range(2):
+        assert script.main(["--out", str(tmp_path / "out"), "--table", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{script.BEGIN}\n| few calls | 5 NFE | 10 NFE |")
+    assert text.endswith(f"{script.END}\nafter\n")
+    row = next(row for row in script.read_rows(tmp_path / "out" / "samplers.csv") if row.sampler == "edm")
+    assert f"| edm |  | {1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f} (9) |" in text
+    assert "| corrector only | " in text
+    assert "3 digits a cell, network in bfloat16. For comparison: held-out digits" in text
+    readme.write_text("no markers")
+    assert script.main(["--out", str(tmp_path / "out"), "--table", str(readme)]) == 2
+    assert readme.read_text() == "no markers"
 
 
 def test_plot_needs_the_table_alone(run, script, tmp_path, capsys):
