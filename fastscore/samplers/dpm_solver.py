@@ -36,13 +36,13 @@ class DPMSolverSampler(FixedStepSampler):
         algorithm: ``"dpmsolver++"``: the clean image is integrated; ``"dpmsolver"``: the noise.
         solver_type: ``"midpoint"`` (``"dpmsolver"`` in the published code) or ``"taylor"`` (``"heun"`` in diffusers).
         spacing: ``"log_snr"``, ``"linear"``, ``"quadratic"`` or ``"karras"``, see `fastscore.samplers.grid.time_grid`;
-            or the times themselves, (steps + 1,), with `clean` (steps,). Rising times encode: they lead from data to
+            or the times themselves, (steps + 1,), with `denoise` (steps,). Rising times encode: they lead from data to
             noise. Singlestep methods stop at every second or third time and have the others as inner points; with
             ``"log_snr"`` all their steps are equally long, whatever their order.
         rho: of the Karras spacing.
         lower_order_final: multistep: if there are fewer than 15 steps, the last has order 1 and the one before at most
             order 2, for stability.
-        clean: the last of the steps goes from eps to the clean image, without noise, with order 1.
+        denoise: the last of the steps leads from eps to the clean image, with order 1; else the last leads to eps.
         denoise_to_zero: one more network call at eps, whose clean image is the result.
         eta: singlestep: share, 0 to 1, of the noise of ancestral sampling: a step aims below its node and noise is
             added. Inner points are even in log-SNR then.
@@ -65,7 +65,7 @@ class DPMSolverSampler(FixedStepSampler):
         spacing: str | Tensor = "log_snr",
         rho: float = 7.0,
         lower_order_final: bool = True,
-        clean: bool = False,
+        denoise: bool = False,
         denoise_to_zero: bool = False,
         eta: float = 0.0,
         eps: float | None = None,
@@ -89,16 +89,16 @@ class DPMSolverSampler(FixedStepSampler):
             raise ValueError(f"{owner}: eta must lie between 0 and 1, got {eta!r}")
         if eta and method == "multistep":
             raise ValueError(f"{owner}: eta needs method='singlestep' or 'singlestep_fixed', got 'multistep'")
-        if clean and denoise_to_zero:
-            raise ValueError(f"{owner}: clean=True leaves no noise for denoise_to_zero=True to remove; choose one")
+        if denoise and denoise_to_zero:
+            raise ValueError(f"{owner}: denoise=True leaves no noise for denoise_to_zero=True to remove; choose one")
         rising = (
             isinstance(spacing, Tensor) and spacing.ndim == 1 and len(spacing) > 1 and bool(spacing[0] < spacing[1])
         )
-        if rising and (clean or denoise_to_zero or eta):
-            raise ValueError(f"{owner}: rising times lead to noise and exclude clean, denoise_to_zero and eta")
+        if rising and (denoise or denoise_to_zero or eta):
+            raise ValueError(f"{owner}: rising times lead to noise and exclude denoise, denoise_to_zero and eta")
         self.order, self.method, self.algorithm, self.solver_type = order, method, algorithm, solver_type
         self.spacing, self.rho, self.lower_order_final = spacing, rho, bool(lower_order_final)
-        self.clean, self.denoise_to_zero, self.eta, self._rising = bool(clean), bool(denoise_to_zero), eta, rising
+        self.denoise, self.denoise_to_zero, self.eta, self._rising = bool(denoise), bool(denoise_to_zero), eta, rising
         self.start = self.plan().steps[0].t
 
     def _tabulate(self, table: Table) -> None:
@@ -109,7 +109,7 @@ class DPMSolverSampler(FixedStepSampler):
     def _multistep(self, table: Table) -> Node:
         grid, taylor = self._path(self.steps), self.solver_type == "taylor"
         known: deque[tuple[float, Expression]] = deque(maxlen=self.order)
-        orders = multistep_orders(self.steps, self.order, self.lower_order_final, self.clean)
+        orders = multistep_orders(self.steps, self.order, self.lower_order_final, self.denoise)
         for order, (s, t) in zip(orders, itertools.pairwise(grid), strict=True):
             m = table.evaluate(TARGETS[self.algorithm], s, keep=self.order > 1)
             flow = Flow.between(self.algorithm, s, t)
@@ -157,7 +157,7 @@ class DPMSolverSampler(FixedStepSampler):
 
     def _single_steps(self) -> list[list[Node]]:
         """Of every step its start, its inner points and its end."""
-        orders = singlestep_orders(self.steps, self.order, self.method == "singlestep_fixed", self.clean)
+        orders = singlestep_orders(self.steps, self.order, self.method == "singlestep_fixed", self.denoise)
         if isinstance(self.spacing, str) and self.spacing == "log_snr":
             ends = itertools.pairwise(self._path(len(orders)))
             return [[s, *self._between(s, t, order), t] for order, (s, t) in zip(orders, ends, strict=True)]
@@ -169,9 +169,9 @@ class DPMSolverSampler(FixedStepSampler):
         if self._rising and isinstance(spacing, Tensor):
             grid = path(owner, self.sde, spacing.flip(0), steps, self.eps, self.rho)[::-1]
         else:
-            grid = path(owner, self.sde, spacing, steps, self.eps, self.rho, clean=self.clean)
+            grid = path(owner, self.sde, spacing, steps, self.eps, self.rho, clean=self.denoise)
         if any(node.sigma == 0 for node in grid if node is not CLEAN):
-            raise ValueError(f"{owner}: there is no noise at a time of spacing; leave it out, and set clean=True")
+            raise ValueError(f"{owner}: there is no noise at a time of spacing; leave it out, and set denoise=True")
         return grid
 
     def _between(self, s: Node, t: Node, parts: int) -> list[Node]:

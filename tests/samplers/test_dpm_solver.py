@@ -18,7 +18,7 @@ SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete":
 METHODS = ("multistep", "singlestep", "singlestep_fixed")
 ALGORITHMS = ("dpmsolver++", "dpmsolver")
 SPACINGS = ("log_snr", "linear", "quadratic", "karras")
-ENDS = {"eps": {}, "clean": {"clean": True}, "denoise_to_zero": {"denoise_to_zero": True}}
+ENDS = {"eps": {}, "clean": {"denoise": True}, "denoise_to_zero": {"denoise_to_zero": True}}
 SHAPE = (2, 3, 8, 8)
 
 
@@ -81,7 +81,7 @@ def test_every_prediction_with_hook_and_clip_equals_the_literal_reference(predic
 def test_added_noise_equals_the_literal_reference(sde, clean, spacing):
     for method, algorithm in itertools.product(METHODS[1:], ALGORITHMS):
         options = {"steps": 9, "order": 3, "method": method, "algorithm": algorithm}
-        assert_equals_reference(SDES[sde], None, spacing=spacing, eps=0.02, eta=0.6, clean=clean, **options)
+        assert_equals_reference(SDES[sde], None, spacing=spacing, eps=0.02, eta=0.6, denoise=clean, **options)
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -101,7 +101,7 @@ def test_given_times_equal_the_literal_reference(sde):
         options = {"order": 3, "method": method, "algorithm": algorithm, "spacing": times.double()}
         sampler = assert_equals_reference(SDES[sde], None, steps=6, **options)
         assert sampler.start == pytest.approx(0.97)
-        assert_equals_reference(SDES[sde], None, steps=6, **options | {"spacing": times.double()[:-1]}, clean=True)
+        assert_equals_reference(SDES[sde], None, steps=6, **options | {"spacing": times.double()[:-1]}, denoise=True)
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -137,10 +137,10 @@ def test_singlestep_orders_are_the_published_ones(steps, order, expected):
     [
         ({"steps": 6}, "123321"),
         ({"steps": 6, "lower_order_final": False}, "123333"),
-        ({"steps": 6, "lower_order_final": False, "clean": True}, "123331"),
+        ({"steps": 6, "lower_order_final": False, "denoise": True}, "123331"),
         ({"steps": 14}, "12333333333321"),
         ({"steps": 15}, "123333333333333"),
-        ({"steps": 15, "clean": True}, "123333333333331"),
+        ({"steps": 15, "denoise": True}, "123333333333331"),
     ],
 )
 def test_multistep_orders(options, expected):
@@ -152,7 +152,7 @@ def test_order_one_is_the_same_whatever_is_integrated():
     """DDIM: exact for a constant noise and for a constant clean image, which follow from each other."""
     for sde, clean in itertools.product(SDES.values(), [False, True]):
         noise, image = (
-            DPMSolverSampler(sde, Network(), steps=5, order=1, algorithm=a, clean=clean).sample(
+            DPMSolverSampler(sde, Network(), steps=5, order=1, algorithm=a, denoise=clean).sample(
                 SHAPE, seed=1, dtype=torch.float64
             )
             for a in ALGORITHMS
@@ -272,16 +272,16 @@ UP = torch.linspace(0.1, 0.9, 5)
         ({"solver_type": "heun"}, ValueError, r"solver_type must be one of midpoint, taylor, got 'heun'"),
         ({"spacing": "cubic"}, ValueError, r"spacing must be one of linear, .* got 'cubic'"),
         ({"spacing": torch.linspace(1, 0.1, 5)}, ValueError, r"shape .*\(7,\), got shape \(5,\)"),
-        ({"spacing": UP, "clean": True}, ValueError, r"rising times lead to noise"),
+        ({"spacing": UP, "denoise": True}, ValueError, r"rising times lead to noise"),
         (
             {"spacing": torch.linspace(1, 0, 7)},
             ValueError,
-            r"no noise at a time of spacing; leave it out, and set clean",
+            r"no noise at a time of spacing; leave it out, and set denoise=True",
         ),
         ({"steps": 7, "order": 3, "method": "singlestep_fixed"}, ValueError, r"a multiple of order = 3, got 7"),
         ({"eta": 0.5}, ValueError, r"eta needs method='singlestep' or 'singlestep_fixed', got 'multistep'"),
         ({"eta": 1.5, "method": "singlestep"}, ValueError, r"eta must lie between 0 and 1, got 1.5"),
-        ({"clean": True, "denoise_to_zero": True}, ValueError, r"clean=True leaves no noise for denoise_to_zero"),
+        ({"denoise": True, "denoise_to_zero": True}, ValueError, r"denoise=True leaves no noise for denoise_to_zero"),
         ({"rho": 0.5, "spacing": "karras"}, ValueError, r"rho must be a finite number of at least 1, got 0.5"),
         ({"steps": 0}, ValueError, r"steps must be at least 1, got 0"),
     ],

@@ -251,7 +251,7 @@ def test_beside_diffusers_multistep(diffusers, steps, algorithm, final, solver_t
         algorithm=algorithm,
         solver_type="midpoint" if solver_type == "midpoint" else "taylor",
         spacing=sde.inverse_log_snr(-2 * sigmas[sigmas > 0].log()).clamp(max=1),
-        clean=final == "zero",
+        denoise=final == "zero",
     )
     torch.testing.assert_close(sampler.sample(latent), expected, rtol=0, atol=1e-5)
 
@@ -270,7 +270,7 @@ def test_beside_diffusers_singlestep(diffusers, order, steps):
         order=order,
         method="singlestep",
         spacing=sde.times(scheduler.timesteps),
-        clean=True,
+        denoise=True,
         convention=Convention("denoised", "timestep"),
     )
     torch.testing.assert_close(sampler.sample(latent), expected, rtol=0, atol=1e-5)

@@ -110,7 +110,7 @@ def test_order_one_is_ddim(sde):
         sampler.sample(SHAPE, seed=2, dtype=torch.float64)
         for sampler in (
             LMSSampler(SDES[sde], Network(), steps=6, order=1, spacing="log_snr"),
-            DPMSolverSampler(SDES[sde], Network(), steps=6, order=1, clean=True),
+            DPMSolverSampler(SDES[sde], Network(), steps=6, order=1, denoise=True),
         )
     )
     torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)

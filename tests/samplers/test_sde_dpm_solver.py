@@ -128,7 +128,7 @@ def test_few_steps_are_safe(solver, sde):
 def test_without_noise_it_is_dpm_solver(sde, algorithm, order, solver_type):
     shared = {"steps": 16, "order": order, "algorithm": algorithm, "solver_type": solver_type, "spacing": "karras"}
     with_rate = SDEDPMSolverSampler(SDES[sde], Network(), eta=0.0, **shared)
-    without = DPMSolverSampler(SDES[sde], Network(), clean=True, **shared)
+    without = DPMSolverSampler(SDES[sde], Network(), denoise=True, **shared)
     x, y = (sampler.sample(SHAPE, seed=3, dtype=torch.float64) for sampler in (with_rate, without))
     torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
 

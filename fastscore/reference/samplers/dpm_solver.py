@@ -45,7 +45,7 @@ def dpm_solver_sampler(
     solver_type: str = "midpoint",
     spacing: str | Tensor = "log_snr",
     lower_order_final: bool = True,
-    clean: bool = False,
+    denoise: bool = False,
     denoise_to_zero: bool = False,
     eta: float = 0.0,
     eps: float = 1e-3,
@@ -65,7 +65,7 @@ def dpm_solver_sampler(
 
     solver = _Noise() if algorithm == "dpmsolver" else _Image()
     if method == "multistep":
-        points = _points(sde, spacing, steps, eps, clean)
+        points = _points(sde, spacing, steps, eps, denoise)
         history: list[tuple[Point, Tensor]] = []
         for i in range(steps):
             s, t = points[i], points[i + 1]
@@ -83,7 +83,7 @@ def dpm_solver_sampler(
                 x = solver.multistep_3(x, t, history, solver_type)
         end = points[-1]
     else:
-        blocks = _blocks(sde, spacing, steps, order, method, eps, clean)
+        blocks = _blocks(sde, spacing, steps, order, method, eps, denoise)
         end = blocks[-1][-1]
         for i, block in enumerate(blocks):
             s, t = block[0], block[-1]
