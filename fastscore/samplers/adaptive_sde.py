@@ -22,7 +22,8 @@ class AdaptiveSDESampler(AdaptiveSampler):
     x + (K1 + K2) / 2. The error is the root mean square of ((K2 - K1) / 2) / max(atol, rtol max(|x_previous|, |x'|)),
     x_previous being x' of the last accepted step. A trial costs two network calls, and one after a rejection, as the
     call at the state is kept. Trial i draws its noise as draw number i + 1; a rejected trial's noise is given up, as
-    published.
+    published. That biases the law where one draw decides whether a trial is accepted: at rtol 0.05 the variance of
+    normal data comes out 66% too large in 2 dimensions, 5% in 24, 0.6% in 192, and right in 3072.
 
     Args:
         sde, model, max_steps, eps, convention: see `AdaptiveSampler`.

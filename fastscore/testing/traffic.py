@@ -22,6 +22,8 @@ _READS = {
     "fastscore::group_norm_silu": 2,  # statistics first, then the write
     "fastscore::group_norm_silu_fwd": 2,
 }
+# Operators that move some rows of a tensor.
+_ROWS = {"index_select", "index_copy_"}
 # Operators that only allocate, and in-place operators that overwrite without reading.
 _ALLOCATE = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _OVERWRITE = {"fill_", "zero_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
@@ -83,6 +85,9 @@ class Traffic(TorchDispatchMode):
         aliases = [returned.alias_info for returned in func._schema.returns]
         if short in _ALLOCATE or any(alias is not None and not alias.is_write for alias in aliases):
             return 0  # an allocation or a view
+        if short in _ROWS:  # it touches some rows, whatever the size of the whole
+            moved = result if short == "index_select" else args[3]
+            return 2 * sum(_size(tensor) for tensor in self._large(moved))
         read: dict[int, int] = {}
         written: dict[int, int] = {}
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs

@@ -13,6 +13,7 @@ def _count(run, state):
 def test_reads_and_writes_are_counted_in_sizes_of_the_state():
     x, h = torch.ones(4, 100), torch.ones(4, 100)
     small = torch.ones(4, 1)
+    big, first = torch.ones(40, 100), torch.arange(4)
     for run, moved in [
         (lambda: x + h, 3),  # two reads, one write
         (lambda: x + x, 2),  # the same memory is read once
@@ -30,6 +31,8 @@ def test_reads_and_writes_are_counted_in_sizes_of_the_state():
         (lambda: x.double(), 3),  # writes twice the bytes
         (lambda: small.expand(4, 100) * 2, 1),  # an expanded tensor is small in memory
         (lambda: torch.cat([x, h]), 4),
+        (lambda: big.index_select(0, first), 2),  # reads what it writes, not all of big
+        (lambda: big.index_copy_(0, first, x), 2),
     ]:
         assert _count(run, x).moved == moved
 
