@@ -118,7 +118,7 @@ def published_diffusers(case):
         "algorithm": config.get("algorithm_type", "dpmsolver++"),
         "solver_type": {"heun": "taylor"}.get(config.get("solver_type"), "midpoint"),
         "lower_order_final": config.get("lower_order_final", True),
-        "clean": config.get("final_sigmas_type", "zero") == "zero",
+        "denoise": config.get("final_sigmas_type", "zero") == "zero",
         "eps": 1 / sde.num_timesteps,
     }
     if config.get("use_karras_sigmas") or config.get("use_lu_lambdas"):  # from ends in float32, tested below
@@ -126,7 +126,7 @@ def published_diffusers(case):
         options["spacing"] = sde.inverse_log_snr(-2 * sigmas.log()).clamp(max=1)
     else:
         options["spacing"] = sde.times(case.tensors["timesteps"])
-        if not options["clean"]:
+        if not options["denoise"]:
             options["spacing"] = torch.cat([options["spacing"], sde.times([0])])
     return sde, Convention(prediction, "rounded_timestep"), options
 
@@ -182,7 +182,7 @@ def test_sampler_equals_k_diffusion(case):
         options |= {"order": 3, "method": "singlestep", "algorithm": "dpmsolver", "eta": args.get("eta", 0.0)}
         noise = ReplayNoise(list(case.tensors["noise"])) if options["eta"] else None
     else:
-        options |= {"lower_order_final": False, "clean": True, "spacing": "karras"}
+        options |= {"lower_order_final": False, "denoise": True, "spacing": "karras"}
         if args["sigma_schedule"] != "karras" or args["dtype"] == "float64":
             sigmas = case.tensors["sigmas"][:-1].double()
             options["spacing"] = sde.inverse_log_snr(-2 * sigmas.log()).clamp(max=1)
@@ -282,7 +282,7 @@ def test_beside_k_diffusion_dpmpp_2m(k_diffusion, steps):
     model = AnalyticModel(mixture_2d(), ve_perturbation, "denoised")
     latent = 10 * torch.randn(4, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     end = 0.1  # of t
-    options = {"convention": Convention("denoised", "sigma"), "eps": end, "clean": True, "lower_order_final": False}
+    options = {"convention": Convention("denoised", "sigma"), "eps": end, "denoise": True, "lower_order_final": False}
     sampler = DPMSolverSampler(sde, model, steps=steps, spacing="karras", **options)
     times = torch.tensor([step.t for step in sampler.plan().steps], dtype=torch.float64)
     sigmas = torch.cat([sde.sigma(times), times.new_zeros(1)])
