@@ -21,8 +21,8 @@ class LMSSampler(FixedStepSampler):
 
     In ``y = x / alpha`` and ``s = sigma / alpha`` the probability-flow ODE of every SDE here is ``dy/ds = eps``. The
     polynomial through the last `order` predictions of eps is integrated exactly over the step. The first step is
-    Euler's and the next ones have rising order, so that the order of convergence shows where the grid starts with small
-    steps; on other grids the first step bounds it by 2.
+    Euler's and the next ones have rising order: the order of convergence shows in full where the grid starts with small
+    steps, and elsewhere until the error of the first step, of second order, is the largest.
 
     Args:
         sde, model, steps, eps, clip, convention: see `FixedStepSampler`.
