@@ -51,9 +51,9 @@ class Duel:
     convention: Convention = field(default_factory=lambda: Convention("denoised", "sigma"))
 
 
-def in_turn(shape: tuple[int, ...]) -> Network:
-    """A network that costs nothing: one of eight tensors that it holds, in turn."""
-    held = itertools.cycle([make_input(shape, seed=i) for i in range(8)])
+def in_turn(shape: tuple[int, ...], count: int) -> Network:
+    """A network that costs nothing: one of the tensors that it holds, in turn; near at hand, as an output just made."""
+    held = itertools.cycle([make_input(shape, seed=i) for i in range(count)])
     return lambda x, label: next(held)
 
 
@@ -233,8 +233,10 @@ def calls_of(run: Callable[[Network, Tensor], object], network: Network, x: Tens
 
 def _case(duel: Duel, shape: tuple[int, ...]) -> Case:
     start = make_input(shape, seed=50) * duel.sde.prior_std
-    network = smooth if duel.smooth else in_turn(shape)
     make = {"sde": duel.sde, "convention": duel.convention} | duel.options
+    network = smooth
+    if not duel.smooth:  # as many as are in use at a time, and the new one
+        network = in_turn(shape, 1 + fastscore.sampler(duel.name, model=smooth, **make).plan().memory)
     samplers = {function: fastscore.sampler(duel.name, model=function, **make) for function in (network, smooth)}
 
     def check() -> None:

@@ -147,9 +147,11 @@ def _solver_step_out(
     return _solver_step(x, h, history, coefficients, exponent=exponent, noise=noise, rng=rng, samples=samples)
 
 
-def _solver_step_(x: Tensor, *rest: Any) -> None:
-    out, _ = _solver_step_out(x, *rest)
+def _solver_step_(x: Tensor, *rest: Any, m: Tensor | None = None) -> None:
+    out, kept = _solver_step_out(x, *rest)
     x.copy_(out)
+    if m is not None:
+        m.copy_(kept)
 
 
 define(
@@ -157,7 +159,11 @@ define(
     lambda x, *_: (like(x), like(x)),
     _solver_step_out,
 )
-define(f"solver_step_(Tensor(a!) x, {_SOLVER_STEP}) -> ()", lambda x, *_: None, _solver_step_)
+define(
+    f"solver_step_(Tensor(a!) x, {_SOLVER_STEP}, *, Tensor(b!)? m=None) -> ()",
+    lambda x, *_, m=None: None,
+    _solver_step_,
+)
 
 # ------------------------------------------------------------------------------------------------- philox
 

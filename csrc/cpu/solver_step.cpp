@@ -47,6 +47,15 @@ struct Inputs {
     if (exponent) exponent = safe_to_read(*exponent, x);
     if (noise) noise = safe_to_read(*noise, x);
   }
+
+  // Refuses memory that is read here.
+  void keep_from(const at::Tensor& m) const {
+    at::assert_no_overlap(m, x);
+    at::assert_no_overlap(m, h);
+    for (const at::Tensor& earlier : history) at::assert_no_overlap(m, earlier);
+    if (exponent) at::assert_no_overlap(m, *exponent);
+    if (noise) at::assert_no_overlap(m, *noise);
+  }
 };
 
 // Runs the kernel; `out`, which may be x, and `m`, which may be undefined, have the layout.
@@ -128,12 +137,19 @@ at::Tensor like(const at::Tensor& x) {
 
 void solver_step_cpu_(const at::Tensor& x, const at::Tensor& h, at::TensorList history, const at::Tensor& coefficients,
                       const OptionalTensor& exponent, const OptionalTensor& noise, const OptionalTensor& rng,
-                      const OptionalTensor& samples) {
+                      const OptionalTensor& samples, const OptionalTensor& m) {
   Inputs in{x, h, {history.begin(), history.end()}, coefficients, exponent, noise, rng, samples};
   in.check();
   at::assert_no_internal_overlap(x);
   in.guard();
-  compute(x, {}, in);
+  if (!m) return compute(x, {}, in);
+  check_like(op, "m", *m, x);
+  at::assert_no_internal_overlap(*m);
+  in.keep_from(*m);
+  if (m->strides() == x.strides()) return compute(x, *m, in);
+  const at::Tensor kept = x.new_empty_strided(x.sizes(), x.strides());
+  compute(x, kept, in);
+  m->copy_(kept);
 }
 
 }  // namespace

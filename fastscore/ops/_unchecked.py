@@ -11,7 +11,7 @@ from fastscore import _backend
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.langevin_step import langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
-from fastscore.ops.solver_step import solver_step, solver_step_
+from fastscore.ops.solver_step import solver_step_
 
 
 class Unchecked(NamedTuple):
@@ -19,8 +19,7 @@ class Unchecked(NamedTuple):
 
     linear_step: Callable[..., Any]  # (x, history, coefficients, noise, rng, samples)
     linear_step_: Callable[..., Any]
-    solver_step: Callable[..., Any]  # (x, h, history, coefficients, exponent, noise, rng, samples)
-    solver_step_: Callable[..., Any]
+    solver_step_: Callable[..., Any]  # (x, h, history, coefficients, exponent, noise, rng, samples, *, m)
     langevin_step_: Callable[..., Any]  # (x, h, coefficients, noise, rng, samples, per_sample)
     error_norm: Callable[..., Any]  # (terms, coefficients, u, v, atol, rtol, kind)
 
@@ -36,11 +35,8 @@ def unchecked(device: torch.device) -> Unchecked:
     return Unchecked(
         lambda x, history, row, z, rng, ids: linear_step(x, history, row, noise=z, rng=rng, samples=ids),
         lambda x, history, row, z, rng, ids: linear_step_(x, history, row, noise=z, rng=rng, samples=ids),
-        lambda x, h, history, row, v, z, rng, ids: solver_step(
-            x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids
-        ),
-        lambda x, h, history, row, v, z, rng, ids: solver_step_(
-            x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids
+        lambda x, h, history, row, v, z, rng, ids, m: solver_step_(
+            x, h, history, row, exponent=v, noise=z, rng=rng, samples=ids, m=m
         ),
         lambda x, h, row, z, rng, ids, per_sample: langevin_step_(
             x, h, row, noise=z, rng=rng, samples=ids, per_sample=per_sample

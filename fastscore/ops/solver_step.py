@@ -92,27 +92,35 @@ def solver_step_(
     noise: Tensor | None = None,
     rng: Tensor | None = None,
     samples: Tensor | None = None,
+    m: Tensor | None = None,
 ) -> Tensor:
-    """`solver_step` in place: overwrites `x` with the same numbers, to the last bit, and returns it; m is not kept.
+    """`solver_step` in place: overwrites `x` with the same numbers, to the last bit, and returns it.
 
     `h`, `history`, `exponent` and `noise` may be `x` itself, but not overlap it in part. Where a derivative is taken, a
     copy is made.
+
+    Args:
+        m: where the prediction m is kept, if it is: a tensor like `x` that shares no memory with the others.
     """
     _check("solver_step_", x, h, history, coefficients, exponent, noise, rng, samples)
+    if m is not None:
+        _checks.matches("solver_step_", "m", m, x)
     if _backend.reference_asked(x.device) or needs_function(x, h, coefficients, exponent, noise, *history):
         of = copied(x)
-        out, _ = solver_step(
+        out, kept = solver_step(
             of(x),
             of(h),
-            [of(m) for m in history],
+            [of(earlier) for earlier in history],
             coefficients,
             exponent=of(exponent),
             noise=of(noise),
             rng=rng,
             samples=samples,
         )
+        if m is not None:
+            m.copy_(kept)
         return x.copy_(out)
-    _solver_step_(x, h, history, coefficients, exponent, noise, rng, samples)
+    _solver_step_(x, h, history, coefficients, exponent, noise, rng, samples, m=m)
     return x
 
 

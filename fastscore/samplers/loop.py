@@ -45,6 +45,7 @@ def run_plan(
     noise: Noise,
     sde: SDE,
     *,
+    buffers: deque[Tensor],
     per_sample: bool,
     hooks: Hooks,
     check_finite: bool,
@@ -59,6 +60,7 @@ def run_plan(
         x: state of shape (B, ...).
         noise: counter-based noise is drawn inside the kernels; any other is asked for one tensor per row that draws.
         sde: handed to hooks.
+        buffers: memory like x to work in, of an earlier run or empty; fresh memory is dear on a CPU.
         per_sample: Langevin norms per sample in place of means over the batch.
         hooks, check_finite, progress, callback: see `Sampler.sample`.
     """
@@ -73,6 +75,8 @@ def run_plan(
         samples = noise.samples_for(x.shape[0], x.device)
     ops = unchecked(x.device)
     outputs: deque[Tensor] = deque(maxlen=plan.memory)
+    if plan.memory > 1 and any(row.solver is not None for row in rows):
+        buffers.extend(torch.empty_like(x) for _ in range(plan.memory - len(buffers)))
     point = x
     for i, (step, row) in enumerate(zip(with_progress(plan.steps) if progress else plan.steps, rows, strict=True)):
         if hooks and point is x:
@@ -98,11 +102,13 @@ def run_plan(
                 rng, ids = counters[i], samples
         if row.solver is not None:
             history = [outputs[k] for k in range(row.terms)]
-            if plan.memory > 1:
-                x, m = ops.solver_step(x, h, history, row.solver, exponent, z, rng, ids)
+            m = None
+            if buffers:
+                m = buffers[0]  # what is in it has grown too old to be used
+                buffers.rotate(-1)
+            ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids, m=m)
+            if m is not None:
                 outputs.appendleft(m)
-            else:
-                ops.solver_step_(x, h, history, row.solver, exponent, z, rng, ids)
         else:
             if h is not None:
                 outputs.appendleft(h)
@@ -177,7 +183,8 @@ def _moment(index: int, t: float, x: Tensor, sde: SDE, noise: Noise) -> Moment:
 
 def checked_result(x: Tensor) -> Tensor:
     """The samples, which must be finite."""
-    if not bool(torch.isfinite(x).all()):
+    # one pass over x, where isfinite takes five
+    if x.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()):
         raise NonFiniteError(
             "the samples are not finite; sample with check_finite=True to learn at which step and time it began"
         )

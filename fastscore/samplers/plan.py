@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,12 +71,12 @@ class Plan:
     steps: tuple[Step, ...]
     clip: float | None = None
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """Network calls per sample."""
         return sum(step.label is not None for step in self.steps)
 
-    @property
+    @cached_property
     def memory(self) -> int:
         """How many outputs of the network are in use at a time."""
         return 1 + max((age for step in self.steps for age in step.ages), default=0)

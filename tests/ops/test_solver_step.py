@@ -360,6 +360,31 @@ def test_in_place_is_out_of_place(layout: str, dtype: torch.dtype, chosen: str) 
         assert torch.equal(h, case[1])
 
 
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+@pytest.mark.parametrize("of_m", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_prediction_is_kept_where_asked(layout: str, of_m: str, chosen: str) -> None:
+    case = make_case((3, 3, 6, 7), torch.float32, layout)
+    m = as_layout(torch.zeros(3, 3, 6, 7), of_m)
+    with _backend.backend(chosen):
+        out, want = call(case)
+        x, h, history, coefficients, keywords = laid_out(case, layout)
+        before = h.clone()
+        assert solver_step_(x, h, history, coefficients, m=m, **keywords) is x
+    assert torch.equal(x, out)
+    assert torch.equal(m, want)
+    assert torch.equal(h, before)
+
+
+def test_the_kept_prediction_has_memory_of_its_own() -> None:
+    x, h, history, coefficients, keywords = make_case((3, 40), terms=2)
+    for m in (x, h, history[1]):
+        with pytest.raises(RuntimeError, match="memory"):
+            solver_step_(x, h, history, coefficients, m=m, **keywords)
+    with pytest.raises(ValueError, match="m must have the shape of x"):
+        solver_step_(x, h, history, coefficients, m=h[:, :3], **keywords)
+
+
 @native
 def test_in_place_with_one_tensor_in_two_places() -> None:
     x, h, history, coefficients, keywords = make_case((3, 40), terms=2, noise="given")
@@ -459,11 +484,13 @@ def test_unchecked(chosen: str) -> None:
         want = call(case)
         ops = unchecked(x.device)
         given = h, history, coefficients, v, None, rng, samples
-        for one, other in zip(ops.solver_step(x, *given), want, strict=True):
-            assert torch.equal(one, other)
-        state = x.clone()
-        ops.solver_step_(state, *given)
+        state, kept = x.clone(), torch.empty_like(x)
+        ops.solver_step_(state, *given, m=None)
         assert torch.equal(state, want[0])
+        state = x.clone()
+        ops.solver_step_(state, *given, m=kept)
+        assert torch.equal(state, want[0])
+        assert torch.equal(kept, want[1])
 
 
 # ------------------------------------------------------------------------------------------------ derivatives

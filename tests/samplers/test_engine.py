@@ -305,3 +305,23 @@ def test_a_table_refuses_what_cannot_be_run():
     table.evaluate("noise", grid[1])
     with pytest.raises(AssertionError, match="the state is not any more"):
         table.step(table.x + old, grid[2])
+
+
+def test_runs_inside_runs_do_not_share_memory():
+    """A sampler keeps the memory that it works in for the next run, not for one that goes on at the same time."""
+    sampler = TwoStep(SDES["vp"], Network(), steps=4, eps=0.05, convention=Convention("noise", "time"))
+    alone = [sampler.sample(SHAPE, seed=seed) for seed in (0, 1)]
+    inner = []
+
+    def callback(index, step, x):
+        inner.append(sampler.sample(SHAPE, seed=1))
+
+    assert torch.equal(sampler.sample(SHAPE, seed=0, callback=callback), alone[0])
+    assert all(torch.equal(x, alone[1]) for x in inner)
+    for shape in ((2, 3, 5, 5), SHAPE):
+        assert torch.equal(
+            sampler.sample(shape, seed=0),
+            type(sampler)(SDES["vp"], Network(), steps=4, eps=0.05, convention=Convention("noise", "time")).sample(
+                shape, seed=0
+            ),
+        )
