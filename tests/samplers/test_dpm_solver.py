@@ -4,13 +4,12 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, DPMSolverSampler, SubVPSDE
 from fastscore.noise import PhiloxNoise
 from fastscore.reference.samplers import dpm_solver_sampler
-from fastscore.samplers import Hook
+from fastscore.testing.networks import Held, Smooth, Watching
 from fastscore.testing.statistics import AnalyticModel, assert_same_law, mixture_2d, ve_perturbation, vp_perturbation
 from fastscore.testing.traffic import no_host_sync, traffic_per_step
 
@@ -22,27 +21,13 @@ ENDS = {"eps": {}, "clean": {"denoise": True}, "denoise_to_zero": {"denoise_to_z
 SHAPE = (2, 3, 8, 8)
 
 
-class Network(nn.Module):
-    """A smooth network."""
-
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
-class Watching(Hook):
-    """Sees the clean image and leaves it."""
-
-    def on_denoised(self, denoised, x, moment):
-        return None
-
-
 def assert_equals_reference(sde, convention, hooks=(), seed=5, **options):
-    sampler = DPMSolverSampler(sde, Network(), convention=convention, **options)
+    sampler = DPMSolverSampler(sde, Smooth(), convention=convention, **options)
     noise = PhiloxNoise(seed)
     latent = sde.prior_sample(SHAPE, noise=noise, dtype=torch.float64)
     x = sampler.sample(latent, seed=seed, hooks=hooks)
     start = latent.clone()
-    expected = dpm_solver_sampler(sde, Network(), start, noise, sampler.convention, **{"eps": sampler.eps} | options)
+    expected = dpm_solver_sampler(sde, Smooth(), start, noise, sampler.convention, **{"eps": sampler.eps} | options)
     scale = max(1.0, float(expected.abs().max()))
     error = float((x - expected).abs().max()) / scale
     assert error < 1e-10, f"{error:.2e}"
@@ -127,7 +112,7 @@ def test_few_steps_are_safe(sde, algorithm, method, end):
     ],
 )
 def test_singlestep_orders_are_the_published_ones(steps, order, expected):
-    sampler = DPMSolverSampler(VPSDE(), Network(), steps=steps, order=order, method="singlestep")
+    sampler = DPMSolverSampler(VPSDE(), Smooth(), steps=steps, order=order, method="singlestep")
     names = [step.name for step in sampler.plan().steps if not step.stage]
     assert names == [f"dpmsolver++ {k}S" for k in expected]
 
@@ -144,7 +129,7 @@ def test_singlestep_orders_are_the_published_ones(steps, order, expected):
     ],
 )
 def test_multistep_orders(options, expected):
-    sampler = DPMSolverSampler(VPSDE(), Network(), order=3, **options)
+    sampler = DPMSolverSampler(VPSDE(), Smooth(), order=3, **options)
     assert [step.name for step in sampler.plan().steps] == [f"dpmsolver++ {k}M" for k in expected]
 
 
@@ -152,7 +137,7 @@ def test_order_one_is_the_same_whatever_is_integrated():
     """DDIM: exact for a constant noise and for a constant clean image, which follow from each other."""
     for sde, clean in itertools.product(SDES.values(), [False, True]):
         noise, image = (
-            DPMSolverSampler(sde, Network(), steps=5, order=1, algorithm=a, denoise=clean).sample(
+            DPMSolverSampler(sde, Smooth(), steps=5, order=1, algorithm=a, denoise=clean).sample(
                 SHAPE, seed=1, dtype=torch.float64
             )
             for a in ALGORITHMS
@@ -187,19 +172,6 @@ def test_added_noise_reaches_the_law(algorithm):
     assert_same_law(sampler.sample((4000, *data.shape), seed=4), data, f"{algorithm} with eta = 1")
 
 
-class Held(nn.Module):
-    """A network that costs nothing: returns one of the tensors that it holds."""
-
-    def __init__(self):
-        super().__init__()
-        outputs = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
-        self.outputs, self.calls = [out.clone() for out in outputs], 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        return self.outputs[self.calls % 6]
-
-
 @pytest.mark.parametrize("prediction", ["noise", "denoised", "v"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -208,7 +180,7 @@ def test_a_multistep_step_moves_the_least_it_can(algorithm, order, prediction):
 
     def run(n):
         options = {"order": order, "algorithm": algorithm, "convention": Convention(prediction, "time")}
-        DPMSolverSampler(VPSDE(), Held(), steps=n, **options).sample(SHAPE, seed=0)
+        DPMSolverSampler(VPSDE(), Held(SHAPE), steps=n, **options).sample(SHAPE, seed=0)
 
     count = traffic_per_step(run, torch.empty(SHAPE), (20, 24))
     assert 0 < count.moved <= (4 if order == 1 else 3 + order), count.by_op
@@ -221,7 +193,7 @@ def test_a_multistep_step_moves_the_least_it_can(algorithm, order, prediction):
 def test_a_singlestep_step_is_one_kernel_a_call(algorithm, order):
     def run(n):
         options = {"order": order, "algorithm": algorithm, "method": "singlestep_fixed"}
-        DPMSolverSampler(VPSDE(), Held(), steps=n * order, **options).sample(SHAPE, seed=0)
+        DPMSolverSampler(VPSDE(), Held(SHAPE), steps=n * order, **options).sample(SHAPE, seed=0)
 
     count = traffic_per_step(run, torch.empty(SHAPE), (8, 12))
     assert count.full == order, count.by_op
@@ -239,7 +211,7 @@ def test_no_host_synchronization_between_steps(method):
                 self.region.__exit__(None, None, None)
             return super().forward(x, label)
 
-    model = Watched()
+    model = Watched(SHAPE)
     DPMSolverSampler(VPSDE(), model, steps=12, order=3, method=method).sample(SHAPE, seed=0)
     assert model.calls == 12
 
@@ -251,13 +223,13 @@ def test_a_network_that_returns_the_same_memory_is_refused():
 
 
 def test_plan_shows_the_solver():
-    text = str(DPMSolverSampler(VPSDE(), Network(), steps=6, order=3, method="singlestep").plan())
+    text = str(DPMSolverSampler(VPSDE(), Smooth(), steps=6, order=3, method="singlestep").plan())
     assert text.startswith("6 network calls")
     assert text.count("dpmsolver++ 3S*") == 2
     assert text.count("dpmsolver++ 1S ") == 1
 
 
-VP, NET = VPSDE(), Network()
+VP, NET = VPSDE(), Smooth()
 UP = torch.linspace(0.1, 0.9, 5)
 
 

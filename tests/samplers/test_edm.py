@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, EDMSampler, EulerAncestralSampler, SubVPSDE
 from fastscore.noise import ReplayNoise, TorchNoise
 from fastscore.reference.samplers import edm_sampler, euler_ancestral_sampler, spaced_times
 from fastscore.samplers import Hook
+from fastscore.testing.networks import Smooth
 from fastscore.testing.statistics import (
     AnalyticModel,
     assert_same_law,
@@ -51,11 +51,6 @@ every_variant = pytest.mark.parametrize(
 FAMILIES = {"edm": (EDMSampler, edm_sampler), "ancestral": (EulerAncestralSampler, euler_ancestral_sampler)}
 
 
-class Network(nn.Module):
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
 class Watching(Hook):
     """Sees every clean image and changes nothing."""
 
@@ -88,7 +83,7 @@ def grid(sde, options, steps=STEPS, spacing="karras", eps=0.02):
 def test_equals_the_literal_reference(sde_name, family, options):
     sde = SDES[sde_name]
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler, expected = pair(family, sde, Network(), latent, grid(sde, options), **options)
+    sampler, expected = pair(family, sde, Smooth(), latent, grid(sde, options), **options)
     assert_equal(sampler.sample(latent, noise=draws()), expected)
     assert_equal(sampler.sample(latent, noise=draws(), hooks=[Watching()]), expected)
     with fastscore.backend("reference"):
@@ -101,7 +96,7 @@ def test_equals_the_literal_reference(sde_name, family, options):
 def test_every_prediction_equals_the_literal_reference(prediction, sde_name, family, options):
     sde, convention = SDES[sde_name], Convention(prediction, "log_sigma")
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler, expected = pair(family, sde, Network(), latent, grid(sde, options), convention, **options)
+    sampler, expected = pair(family, sde, Smooth(), latent, grid(sde, options), convention, **options)
     assert_equal(sampler.sample(latent, noise=draws()), expected)
     assert_equal(sampler.sample(latent, noise=draws(), hooks=[Watching()]), expected)
 
@@ -111,9 +106,9 @@ def test_every_prediction_equals_the_literal_reference(prediction, sde_name, fam
 @pytest.mark.parametrize("denoise", [True, False])
 def test_every_spacing_is_the_given_times_of_the_same_name(spacing, family, denoise):
     for sde in SDES.values():
-        named = FAMILIES[family][0](sde, Network(), steps=STEPS, spacing=spacing, rho=5.0, eps=0.02, denoise=denoise)
+        named = FAMILIES[family][0](sde, Smooth(), steps=STEPS, spacing=spacing, rho=5.0, eps=0.02, denoise=denoise)
         times = spaced_times(sde, spacing, STEPS + (not denoise), 0.02, 5.0)
-        given = FAMILIES[family][0](sde, Network(), steps=STEPS, spacing=times, eps=0.02, denoise=denoise)
+        given = FAMILIES[family][0](sde, Smooth(), steps=STEPS, spacing=times, eps=0.02, denoise=denoise)
         latent = sde.prior_sample(SHAPE, dtype=torch.float64)
         assert_equal(named.sample(latent, noise=draws()), given.sample(latent, noise=draws()))
 
@@ -123,10 +118,10 @@ def test_every_spacing_is_the_given_times_of_the_same_name(spacing, family, deno
 def test_clipping_is_that_of_a_clipped_network(sde_name, family):
     sde, convention, bound = SDES[sde_name], Convention("denoised", "log_sigma"), 0.3
     latent, times = sde.prior_sample(SHAPE, dtype=torch.float64), grid(sde, {})
-    _, expected = pair(family, sde, lambda x, t: Network()(x, t).clamp(-bound, bound), latent, times, convention)
-    sampler = FAMILIES[family][0](sde, Network(), steps=STEPS, spacing=times, convention=convention, clip=bound)
+    _, expected = pair(family, sde, lambda x, t: Smooth()(x, t).clamp(-bound, bound), latent, times, convention)
+    sampler = FAMILIES[family][0](sde, Smooth(), steps=STEPS, spacing=times, convention=convention, clip=bound)
     assert_equal(sampler.sample(latent, noise=draws()), expected)
-    free = FAMILIES[family][0](sde, Network(), steps=STEPS, spacing=times, convention=convention)
+    free = FAMILIES[family][0](sde, Smooth(), steps=STEPS, spacing=times, convention=convention)
     assert not torch.allclose(free.sample(latent, noise=draws()), expected, rtol=1e-3)
 
 
@@ -136,12 +131,12 @@ def test_clipping_is_that_of_a_clipped_network(sde_name, family):
 def test_few_steps(sde_name, steps, family, options):
     sde = SDES[sde_name]
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler, expected = pair(family, sde, Network(), latent, grid(sde, options, steps), steps=steps, **options)
+    sampler, expected = pair(family, sde, Smooth(), latent, grid(sde, options, steps), steps=steps, **options)
     assert_equal(sampler.sample(latent, noise=draws()), expected)
 
 
 def test_one_step_to_the_clean_image_starts_at_the_first_level():
-    sampler = EDMSampler(VPSDE(), Network(), steps=1)
+    sampler = EDMSampler(VPSDE(), Smooth(), steps=1)
     assert [(step.t, step.t_next) for step in sampler.plan().steps] == [(1.0, 0.0)]
 
 
@@ -157,14 +152,14 @@ def test_one_step_to_the_clean_image_starts_at_the_first_level():
     ],
 )
 def test_network_calls(options, calls):
-    _, info = EDMSampler(VESDE(0.002, 80.0), Network(), **options).sample(SHAPE, return_info=True)
+    _, info = EDMSampler(VESDE(0.002, 80.0), Smooth(), **options).sample(SHAPE, return_info=True)
     assert info.nfe == calls
 
 
 def test_churn_costs_one_row_in_all():
-    rows = {churn: len(EDMSampler(VESDE(0.002, 80.0), Network(), s_churn=churn).plan().steps) for churn in (0.0, 40.0)}
+    rows = {churn: len(EDMSampler(VESDE(0.002, 80.0), Smooth(), s_churn=churn).plan().steps) for churn in (0.0, 40.0)}
     assert rows == {0.0: 35, 40.0: 36}
-    outside = EDMSampler(VESDE(0.002, 80.0), Network(), s_churn=40.0, s_max=50.0).plan()
+    outside = EDMSampler(VESDE(0.002, 80.0), Smooth(), s_churn=40.0, s_max=50.0).plan()
     assert len(outside.steps) == 35
     assert sum(step.draws for step in outside.steps) == sum(
         level <= 50.0 for level in (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18))
@@ -175,8 +170,8 @@ def test_churn_costs_one_row_in_all():
 def test_eta_zero_is_eulers_method():
     latent = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for sde in SDES.values():
-        ancestral = EulerAncestralSampler(sde, Network(), steps=9, eta=0.0, eps=0.02).sample(latent)
-        assert_equal(ancestral, EDMSampler(sde, Network(), steps=9, order=1, eps=0.02).sample(latent))
+        ancestral = EulerAncestralSampler(sde, Smooth(), steps=9, eta=0.0, eps=0.02).sample(latent)
+        assert_equal(ancestral, EDMSampler(sde, Smooth(), steps=9, order=1, eps=0.02).sample(latent))
 
 
 # Laws
@@ -281,7 +276,7 @@ def test_equals_diffusers(name):
 
 # Errors
 
-VP, NET = VPSDE(), Network()
+VP, NET = VPSDE(), Smooth()
 BAD = [
     (EDMSampler, {"order": 3}, r"EDMSampler: order must be 1 or 2, got 3"),
     (EDMSampler, {"alpha": 0.0}, r"alpha must lie in \(0, 1\], got 0.0"),

@@ -12,15 +12,11 @@ from fastscore.noise import ReplayNoise
 from fastscore.samplers import FixedStepSampler, Hook
 from fastscore.samplers.grid import nodes, time_grid
 from fastscore.samplers.table import Table
+from fastscore.testing.networks import Smooth
 from fastscore.testing.traffic import traffic_per_step
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear(50, 1e-3, 0.2)}
 SHAPE = (3, 2, 4, 4)
-
-
-class Network(torch.nn.Module):
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
 
 
 class TwoStep(FixedStepSampler):
@@ -112,7 +108,7 @@ class Watch(Hook):
 @pytest.mark.parametrize("clip", [None, 0.8])
 def test_rows_do_what_is_written(make, prediction, sde, clip):
     label = "timestep" if sde == "discrete" else "log_sigma"
-    sampler = make(SDES[sde], Network(), steps=5, eps=0.05, clip=clip, convention=Convention(prediction, label))
+    sampler = make(SDES[sde], Smooth(), steps=5, eps=0.05, clip=clip, convention=Convention(prediction, label))
     noise = PhiloxNoise(3)
     start = sampler.sde.prior_sample(SHAPE, noise=noise, dtype=torch.float64)
     expected = literal(sampler, start, noise)
@@ -127,7 +123,7 @@ def test_rows_do_what_is_written(make, prediction, sde, clip):
 
 @pytest.mark.parametrize("make", [TwoStep, TwoStage])
 def test_hooks_see_states_times_and_clean_images(make):
-    sampler = make(SDES["vp"], Network(), steps=4, eps=0.05)
+    sampler = make(SDES["vp"], Smooth(), steps=4, eps=0.05)
     hook, start = Watch(), torch.randn(SHAPE, dtype=torch.float64)
     result = sampler.sample(start, hooks=[hook])
     kinds = "".join(kind[0] for kind, *_ in hook.seen)
@@ -152,7 +148,7 @@ def replacing(name, function):
 
 @pytest.mark.parametrize("make", [TwoStep, TwoStage])
 def test_what_a_hook_returns_takes_the_place(make):
-    sampler = make(SDES["vp"], Network(), steps=6, eps=0.05)
+    sampler = make(SDES["vp"], Smooth(), steps=6, eps=0.05)
     start = torch.randn(SHAPE, dtype=torch.float64)
     last = sampler.sample(start, hooks=[replacing("after_step", lambda x, m: torch.full_like(x, 7.0))])
     assert bool((last == 7).all())
@@ -167,7 +163,7 @@ def test_what_a_hook_returns_takes_the_place(make):
 
 
 def test_the_moment_draws_noise_of_its_own():
-    sampler = TwoStep(SDES["vp"], Network(), steps=3, eps=0.05)
+    sampler = TwoStep(SDES["vp"], Smooth(), steps=3, eps=0.05)
     drawn = []
     hook = replacing("after_step", lambda x, m: drawn.append((m.normal(x), m.normal(x), m.normal(x, 1))))
     sampler.sample(SHAPE, seed=5, hooks=[hook])
@@ -198,7 +194,7 @@ def test_the_moment_draws_noise_of_its_own():
 )
 def test_bad_hooks(hook, error, message):
     with pytest.raises(error, match=message):
-        TwoStep(SDES["vp"], Network(), steps=3).sample(SHAPE, hooks=[hook])
+        TwoStep(SDES["vp"], Smooth(), steps=3).sample(SHAPE, hooks=[hook])
 
 
 def test_outputs_in_use_must_stay():
@@ -254,19 +250,19 @@ def test_traffic_of_two_steps(prediction, moved):
 
 
 def test_a_plan_prints_every_coefficient():
-    text = str(TwoStage(SDES["vp"], Network(), steps=2, eps=0.05).plan())
+    text = str(TwoStage(SDES["vp"], Smooth(), steps=2, eps=0.05).plan())
     assert text.startswith("4 network calls")
     assert text.count("euler*") == 2
     assert text.count("heun ") == 2
-    noisy = str(NoisyStage(SDES["ve"], Network(), steps=1, convention=Convention("edm", "log_sigma")).plan())
+    noisy = str(NoisyStage(SDES["ve"], Smooth(), steps=1, convention=Convention("edm", "log_sigma")).plan())
     assert "point = " in noisy
-    kept = str(TwoStep(SDES["vp"], Network(), steps=2, clip=1.0, convention=Convention("edm", "log_sigma")).plan())
+    kept = str(TwoStep(SDES["vp"], Smooth(), steps=2, clip=1.0, convention=Convention("edm", "log_sigma")).plan())
     assert "x0 = " in kept
     assert "b1 = " in kept
 
 
 def test_a_recording_is_asked_for_rows_that_draw():
-    sampler = NoisyStage(SDES["vp"], Network(), steps=3, eps=0.05)
+    sampler = NoisyStage(SDES["vp"], Smooth(), steps=3, eps=0.05)
     noise = ReplayNoise(torch.randn(3, *SHAPE).unbind(0))
     sampler.sample(torch.randn(SHAPE), noise=noise)
     assert noise.position == 3
@@ -294,7 +290,7 @@ def test_non_finite_points_are_found_where_they_begin():
 )
 def test_bad_arguments(options, error, message):
     with pytest.raises(error, match=message):
-        TwoStep(SDES["vp"], Network(), **options)
+        TwoStep(SDES["vp"], Smooth(), **options)
 
 
 def test_a_table_refuses_what_cannot_be_run():
@@ -309,7 +305,7 @@ def test_a_table_refuses_what_cannot_be_run():
 
 def test_runs_inside_runs_do_not_share_memory():
     """A sampler keeps the memory that it works in for the next run, not for one that goes on at the same time."""
-    sampler = TwoStep(SDES["vp"], Network(), steps=4, eps=0.05, convention=Convention("noise", "time"))
+    sampler = TwoStep(SDES["vp"], Smooth(), steps=4, eps=0.05, convention=Convention("noise", "time"))
     alone = [sampler.sample(SHAPE, seed=seed) for seed in (0, 1)]
     inner = []
 
@@ -321,7 +317,7 @@ def test_runs_inside_runs_do_not_share_memory():
     for shape in ((2, 3, 5, 5), SHAPE):
         assert torch.equal(
             sampler.sample(shape, seed=0),
-            type(sampler)(SDES["vp"], Network(), steps=4, eps=0.05, convention=Convention("noise", "time")).sample(
+            type(sampler)(SDES["vp"], Smooth(), steps=4, eps=0.05, convention=Convention("noise", "time")).sample(
                 shape, seed=0
             ),
         )

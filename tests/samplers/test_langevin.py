@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, AnnealedLangevinSampler, Convention, DiscreteVPSDE, LangevinSampler, SubVPSDE
@@ -13,6 +12,7 @@ from fastscore.noise import PhiloxNoise, ReplayNoise
 from fastscore.reference.samplers import annealed_langevin_sampler, langevin_sampler, spaced_times
 from fastscore.samplers import Hook
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Smooth
 from fastscore.testing.statistics import (
     AnalyticModel,
     Gaussian,
@@ -28,11 +28,6 @@ FOLDER = Path(__file__).parents[1] / "golden" / "samplers"
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear()}
 SHAPE = (2, 3, 4, 4)
 PREDICTIONS = ("score", "noise", "denoised", "v", "edm")
-
-
-class Network(nn.Module):
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
 
 
 class Watching(Hook):
@@ -120,9 +115,9 @@ def test_every_recorded_case_has_its_place():
 def test_plain_equals_the_literal_reference(sde_name, prediction):
     sde, convention = SDES[sde_name], Convention(prediction, "log_sigma")
     options = {"step_size": 1e-3, "steps": 20, "time": 0.3}
-    sampler = LangevinSampler(sde, Network(), convention=convention, **options)
+    sampler = LangevinSampler(sde, Smooth(), convention=convention, **options)
     latent = sde.prior_sample(SHAPE, noise=PhiloxNoise(1), dtype=torch.float64)
-    expected = langevin_sampler(sde, Network(), latent, PhiloxNoise(1), convention, **options)
+    expected = langevin_sampler(sde, Smooth(), latent, PhiloxNoise(1), convention, **options)
     assert_equal(sampler.sample(latent, seed=1), expected)
     assert_equal(sampler.sample(latent, seed=1, hooks=[Watching()]), expected)
     with fastscore.backend("reference"):
@@ -136,9 +131,9 @@ def test_annealed_equals_the_literal_reference(sde_name, prediction, denoise):
     sde, convention = SDES[sde_name], Convention(prediction, "log_sigma")
     options = {"step_size": 1e-5, "inner_steps": 3, "denoise": denoise}
     times = spaced_times(sde, "log_snr", 7, 0.05)
-    sampler = AnnealedLangevinSampler(sde, Network(), steps=7, eps=0.05, convention=convention, **options)
+    sampler = AnnealedLangevinSampler(sde, Smooth(), steps=7, eps=0.05, convention=convention, **options)
     latent = sde.prior_sample(SHAPE, noise=PhiloxNoise(1), dtype=torch.float64)
-    expected = annealed_langevin_sampler(sde, Network(), latent, PhiloxNoise(1), convention, times, **options)
+    expected = annealed_langevin_sampler(sde, Smooth(), latent, PhiloxNoise(1), convention, times, **options)
     x, info = sampler.sample(latent, seed=1, return_info=True)
     assert info.nfe == 7 * 3 + denoise
     assert_equal(x, expected)
@@ -152,11 +147,11 @@ def test_clipping_is_that_of_a_clipped_network(sde_name):
     sde, convention, bound = SDES[sde_name], Convention("denoised", "log_sigma"), 0.3
     times, latent = spaced_times(sde, "karras", 4, 0.05), torch.randn(SHAPE, dtype=torch.float64)
     sampler = AnnealedLangevinSampler(
-        sde, Network(), step_size=1e-5, steps=4, spacing="karras", eps=0.05, clip=bound, convention=convention
+        sde, Smooth(), step_size=1e-5, steps=4, spacing="karras", eps=0.05, clip=bound, convention=convention
     )
     expected = annealed_langevin_sampler(
         sde,
-        lambda x, t: Network()(x, t).clamp(-bound, bound),
+        lambda x, t: Smooth()(x, t).clamp(-bound, bound),
         latent,
         PhiloxNoise(2),
         convention,
@@ -170,7 +165,7 @@ def test_clipping_is_that_of_a_clipped_network(sde_name):
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("sde_name", SDES)
 def test_few_levels(sde_name, steps):
-    sampler = AnnealedLangevinSampler(SDES[sde_name], Network(), step_size=1e-6, steps=steps, inner_steps=1)
+    sampler = AnnealedLangevinSampler(SDES[sde_name], Smooth(), step_size=1e-6, steps=steps, inner_steps=1)
     x, info = sampler.sample(SHAPE, return_info=True)
     assert info.nfe == steps + 1
     assert torch.isfinite(x).all()
@@ -180,7 +175,7 @@ def test_levels_of_ncsn_and_their_steps():
     """Geometric from sigma_max to sigma_min, e_i = step_size (sigma_i / sigma_L)^2."""
     sampler = AnnealedLangevinSampler(
         VESDE(0.01, 1.0),
-        Network(),
+        Smooth(),
         step_size=2e-5,
         steps=10,
         inner_steps=100,
@@ -209,7 +204,7 @@ class First(Hook):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_uniform_start_follows_from_the_seed(dtype):
     first, shape = First(), (64, 8, 8)
-    sampler = AnnealedLangevinSampler(VESDE(), Network(), step_size=1e-6, steps=2, initial="uniform")
+    sampler = AnnealedLangevinSampler(VESDE(), Smooth(), step_size=1e-6, steps=2, initial="uniform")
     sampler.sample(shape, seed=3, hooks=[first], dtype=dtype)
     assert first.x.dtype == dtype
     z = PhiloxNoise(3).normal(shape, dtype=torch.float64 if dtype == torch.float64 else torch.float32, draw=0)
@@ -223,7 +218,7 @@ def test_a_uniform_start_follows_from_the_seed(dtype):
 
 def test_plain_starts_from_the_prior_of_its_time():
     first, sde = First(), VESDE(0.01, 10.0)
-    LangevinSampler(sde, Network(), step_size=1e-6, steps=1, time=0.5).sample(SHAPE, seed=3, hooks=[first])
+    LangevinSampler(sde, Smooth(), step_size=1e-6, steps=1, time=0.5).sample(SHAPE, seed=3, hooks=[first])
     z = PhiloxNoise(3).normal(SHAPE, dtype=torch.float32, draw=0)
     torch.testing.assert_close(first.x, z * float(sde.sigma(0.5)))
 
@@ -276,7 +271,7 @@ def test_annealed_reaches_the_data(sde_name, data):
 def test_plain_has_the_bias_of_its_step():
     """On N(0, v) the variance comes to v / (1 - step / (2 v)) exactly, by the recursion of its own rows."""
     step, variance = 0.05, 0.3
-    sampler = LangevinSampler(VESDE(), Network(), step_size=step, steps=400, convention=Convention("score", "time"))
+    sampler = LangevinSampler(VESDE(), Smooth(), step_size=step, steps=400, convention=Convention("score", "time"))
     value = 4.0
     for row in sampler.plan().steps:
         a, b, s = row.coefficients
@@ -286,7 +281,7 @@ def test_plain_has_the_bias_of_its_step():
 
 # Errors
 
-VP, NET = VPSDE(), Network()
+VP, NET = VPSDE(), Smooth()
 
 
 @pytest.mark.parametrize(

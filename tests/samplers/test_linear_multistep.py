@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, DPMSolverSampler, LMSSampler, SubVPSDE
 from fastscore.reference.samplers import lms_sampler, spaced_times
 from fastscore.reference.samplers._network import denoised
-from fastscore.samplers import Hook
 from fastscore.samplers.linear_multistep import adams_bashforth
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Held, Smooth, Watching
 from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation
 from fastscore.testing.traffic import no_host_sync, traffic_per_step
@@ -24,20 +23,6 @@ SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete":
 SHAPE = (2, 3, 4, 4)
 LARGE = (2, 3, 16, 16)  # larger than any table of coefficients, which traffic must not count
 FOLDER = Path(__file__).parents[1] / "golden" / "samplers"
-
-
-class Network(nn.Module):
-    """A smooth network."""
-
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
-class Watching(Hook):
-    """Sees the clean image and leaves it."""
-
-    def on_denoised(self, denoised, x, moment):
-        return None
 
 
 @pytest.mark.parametrize(
@@ -70,14 +55,14 @@ def assert_equals_reference(
 ):
     times = spaced_times(sde, spacing, steps + 1 - clean, 0.02)
     shared = {"steps": steps, "order": order, "eps": 0.02, "spacing": spacing, "denoise": clean, "clip": clip}
-    sampler = LMSSampler(sde, Network(), convention=convention, **shared)
+    sampler = LMSSampler(sde, Smooth(), convention=convention, **shared)
     start = sde.prior_sample(SHAPE, dtype=torch.float64)
     x = sampler.sample(start, hooks=hooks)
-    model, convention = Network(), sampler.convention
+    model, convention = Smooth(), sampler.convention
     if clip is not None:
 
         def model(x, t):
-            return denoised(sde, Network(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
+            return denoised(sde, Smooth(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
 
         convention = Convention("denoised", "time")
     expected = lms_sampler(sde, model, start, convention, times, order=order, denoise=clean)
@@ -109,8 +94,8 @@ def test_order_one_is_ddim(sde):
     x, y = (
         sampler.sample(SHAPE, seed=2, dtype=torch.float64)
         for sampler in (
-            LMSSampler(SDES[sde], Network(), steps=6, order=1, spacing="log_snr"),
-            DPMSolverSampler(SDES[sde], Network(), steps=6, order=1, denoise=True),
+            LMSSampler(SDES[sde], Smooth(), steps=6, order=1, spacing="log_snr"),
+            DPMSolverSampler(SDES[sde], Smooth(), steps=6, order=1, denoise=True),
         )
     )
     torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
@@ -149,25 +134,12 @@ def test_equals_k_diffusion(order):
     torch.testing.assert_close(sampler.sample(latent), expected, rtol=1e-10, atol=1e-10)
 
 
-class Held(nn.Module):
-    """A network that costs nothing: returns one of the tensors that it holds."""
-
-    def __init__(self):
-        super().__init__()
-        outputs = torch.randn(6, *LARGE, generator=torch.Generator().manual_seed(0))
-        self.outputs, self.calls = [out.clone() for out in outputs], 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        return self.outputs[self.calls % 6]
-
-
 @pytest.mark.parametrize("prediction", ["noise", "denoised", "v"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_step_moves_the_least_it_can(order, prediction):
     """State, output, order - 1 older predictions; the state and, where it is used again, a prediction are written."""
     convention = Convention(prediction, "time")
-    samplers = {n: LMSSampler(VPSDE(), Held(), steps=n, order=order, convention=convention) for n in (20, 24)}
+    samplers = {n: LMSSampler(VPSDE(), Held(LARGE), steps=n, order=order, convention=convention) for n in (20, 24)}
     count = traffic_per_step(lambda n: samplers[n].sample(LARGE, seed=0), torch.empty(LARGE), (20, 24))
     assert 0 < count.moved <= 3 + order, count.by_op
     assert count.full == 1, count.by_op
@@ -184,7 +156,7 @@ def test_no_host_synchronization_between_steps():
                 self.region.__exit__(None, None, None)
             return super().forward(x, label)
 
-    model = Watched()
+    model = Watched(LARGE)
     LMSSampler(VPSDE(), model, steps=12).sample(LARGE, seed=0)
     assert model.calls == 12
 
@@ -202,4 +174,4 @@ def test_no_host_synchronization_between_steps():
 )
 def test_bad_construction(options, error, message):
     with pytest.raises(error, match=message):
-        LMSSampler(VPSDE(), Network(), **{"steps": 6} | options)
+        LMSSampler(VPSDE(), Smooth(), **{"steps": 6} | options)

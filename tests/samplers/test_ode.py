@@ -2,22 +2,17 @@
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, ODESampler, SubVPSDE
 from fastscore.reference.samplers import ode_sampler, spaced_times
 from fastscore.samplers import ODE_METHODS, Hook
+from fastscore.testing.networks import Smooth
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation, vp_perturbation
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear()}
 SHAPE = (2, 3, 4, 4)
 CALLS = {"euler": 1, "heun": 2, "rk4": 4}
-
-
-class Network(nn.Module):
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
 
 
 class Watching(Hook):
@@ -41,8 +36,8 @@ def test_the_methods_are_those_of_the_reference():
 def test_equals_the_literal_reference(method, sde_name, prediction):
     sde, convention = SDES[sde_name], Convention(prediction, "log_sigma")
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler = ODESampler(sde, Network(), steps=12, method=method, spacing="log_snr", eps=0.01, convention=convention)
-    expected = ode_sampler(sde, Network(), latent, convention, spaced_times(sde, "log_snr", 13, 0.01), method)
+    sampler = ODESampler(sde, Smooth(), steps=12, method=method, spacing="log_snr", eps=0.01, convention=convention)
+    expected = ode_sampler(sde, Smooth(), latent, convention, spaced_times(sde, "log_snr", 13, 0.01), method)
     x, info = sampler.sample(latent, return_info=True)
     assert info.nfe == CALLS[method] * 12
     assert_equal(x, expected)
@@ -56,9 +51,9 @@ def test_equals_the_literal_reference(method, sde_name, prediction):
 def test_every_spacing_equals_the_literal_reference(spacing, sde_name):
     sde = SDES[sde_name]
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler = ODESampler(sde, Network(), steps=10, spacing=spacing, rho=5.0, eps=0.02)
+    sampler = ODESampler(sde, Smooth(), steps=10, spacing=spacing, rho=5.0, eps=0.02)
     times = spaced_times(sde, spacing, 11, 0.02, 5.0)
-    assert_equal(sampler.sample(latent), ode_sampler(sde, Network(), latent, sampler.convention, times, "heun"))
+    assert_equal(sampler.sample(latent), ode_sampler(sde, Smooth(), latent, sampler.convention, times, "heun"))
 
 
 @pytest.mark.parametrize("method", CALLS)
@@ -66,13 +61,13 @@ def test_every_spacing_equals_the_literal_reference(spacing, sde_name):
 def test_clipping_is_that_of_a_clipped_network(method, sde_name):
     sde, convention, bound = SDES[sde_name], Convention("denoised", "log_sigma"), 0.3
     latent = sde.prior_sample(SHAPE, dtype=torch.float64)
-    sampler = ODESampler(sde, Network(), steps=6, method=method, eps=0.05, clip=bound, convention=convention)
+    sampler = ODESampler(sde, Smooth(), steps=6, method=method, eps=0.05, clip=bound, convention=convention)
     times = spaced_times(sde, "linear", 7, 0.05)
     expected = ode_sampler(
-        sde, lambda x, t: Network()(x, t).clamp(-bound, bound), latent, convention, times, method
+        sde, lambda x, t: Smooth()(x, t).clamp(-bound, bound), latent, convention, times, method
     )  # fmt: skip
     assert_equal(sampler.sample(latent), expected)
-    free = ODESampler(sde, Network(), steps=6, method=method, eps=0.05, convention=convention).sample(latent)
+    free = ODESampler(sde, Smooth(), steps=6, method=method, eps=0.05, convention=convention).sample(latent)
     assert not torch.allclose(free, expected, rtol=1e-3)
 
 
@@ -81,16 +76,16 @@ def test_clipping_is_that_of_a_clipped_network(method, sde_name):
 def test_a_path_may_end_without_noise_and_has_few_steps(method, steps):
     times = torch.linspace(0.9, 0.0, steps + 1, dtype=torch.float64)
     latent = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampler = ODESampler(VPSDE(), Network(), steps=steps, method=method, spacing=times)
+    sampler = ODESampler(VPSDE(), Smooth(), steps=steps, method=method, spacing=times)
     x, info = sampler.sample(latent, return_info=True)
     assert info.nfe == CALLS[method] * (steps - 1) + 1
-    assert_equal(x, ode_sampler(VPSDE(), Network(), latent, sampler.convention, times, method))
+    assert_equal(x, ode_sampler(VPSDE(), Smooth(), latent, sampler.convention, times, method))
 
 
 def test_a_later_start_draws_its_own_prior():
     sde = VESDE(0.01, 10.0)
     times = torch.linspace(0.5, 1e-3, 11, dtype=torch.float64)
-    sampler = ODESampler(sde, Network(), steps=10, spacing=times)
+    sampler = ODESampler(sde, Smooth(), steps=10, spacing=times)
     latent = sde.prior_sample(SHAPE, noise=fastscore.PhiloxNoise(4)) * float(sde.sigma(0.5)) / 10.0
     torch.testing.assert_close(sampler.sample(SHAPE, seed=4), sampler.sample(latent))
 
@@ -158,4 +153,4 @@ def test_comes_to_the_same_end_as_another_method_of_order_four(sde_name):
 )
 def test_bad_construction(options, error, message):
     with pytest.raises(error, match=message):
-        ODESampler(VPSDE(), Network(), **({"steps": 5} | options))
+        ODESampler(VPSDE(), Smooth(), **({"steps": 5} | options))

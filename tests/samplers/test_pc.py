@@ -11,6 +11,7 @@ from fastscore import VESDE, VPSDE, Convention, EulerMaruyamaSampler, NonFiniteE
 from fastscore.noise import PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.reference.samplers import euler_maruyama_sampler, pc_sampler
 from fastscore.samplers import CORRECTORS, PREDICTORS
+from fastscore.testing.networks import Smooth
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE()}
 SHAPE = (2, 3, 8, 8)
@@ -21,24 +22,17 @@ COMBINATIONS = [
 ]
 
 
-class Network(nn.Module):
-    """A smooth network whose output for a sample depends on that sample alone, also in its last bit."""
-
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
 @pytest.mark.parametrize(("sde_name", "predictor", "corrector", "probability_flow"), COMBINATIONS)
 @pytest.mark.parametrize("norm", ["batch", "sample"])
 def test_equals_the_literal_reference(sde_name, predictor, corrector, probability_flow, norm):
     """In float64, so that only a wrong formula can differ; every combination, also those published code crashes on."""
     sde, options = SDES[sde_name], {"snr": 0.1, "steps": 30, "corrector_steps": 2, "norm": norm}
     options |= {"predictor": predictor, "corrector": corrector, "probability_flow": probability_flow}
-    sampler = PCSampler(sde, Network(), **options)
+    sampler = PCSampler(sde, Smooth(), **options)
     x = sampler.sample(SHAPE, seed=5, dtype=torch.float64)
     noise = PhiloxNoise(5)
     start = sde.prior_sample(SHAPE, noise=noise, dtype=torch.float64)
-    expected = pc_sampler(sde, Network(), start, noise, sampler.convention, eps=sampler.eps, **options)
+    expected = pc_sampler(sde, Smooth(), start, noise, sampler.convention, eps=sampler.eps, **options)
     torch.testing.assert_close(x, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -46,11 +40,11 @@ def test_equals_the_literal_reference(sde_name, predictor, corrector, probabilit
 @pytest.mark.parametrize("sde_name", SDES)
 def test_every_prediction_equals_the_literal_reference(prediction, sde_name):
     sde, convention = SDES[sde_name], Convention(prediction, "log_sigma")
-    sampler = EulerMaruyamaSampler(sde, Network(), steps=40, eps=0.01, convention=convention)
+    sampler = EulerMaruyamaSampler(sde, Smooth(), steps=40, eps=0.01, convention=convention)
     x = sampler.sample(SHAPE, seed=6, dtype=torch.float64)
     noise = PhiloxNoise(6)
     start = sde.prior_sample(SHAPE, noise=noise, dtype=torch.float64)
-    expected = euler_maruyama_sampler(sde, Network(), start, noise, convention, steps=40, eps=0.01)
+    expected = euler_maruyama_sampler(sde, Smooth(), start, noise, convention, steps=40, eps=0.01)
     scale = float(expected.abs().max())
     torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10 * scale)
 
@@ -59,7 +53,7 @@ def test_every_prediction_equals_the_literal_reference(prediction, sde_name):
 @pytest.mark.parametrize("sde_name", SDES)
 def test_a_sample_does_not_depend_on_its_batchmates(sde_name, corrector):
     """To the last bit, in batches of 1, 7 and 64, on 1 and 2 threads, and whatever the memory format."""
-    sampler = PCSampler(SDES[sde_name], Network(), corrector=corrector, steps=25, norm="sample")
+    sampler = PCSampler(SDES[sde_name], Smooth(), corrector=corrector, steps=25, norm="sample")
     shape = (3, 12, 12)
     whole = sampler.sample((64, *shape), seed=3)
     assert torch.equal(sampler.sample((7, *shape), seed=3), whole[:7])
@@ -82,12 +76,12 @@ def test_a_sample_does_not_depend_on_its_batchmates(sde_name, corrector):
 
 def test_batch_norms_do_depend_on_batchmates():
     """The published step size is a mean over the batch; norm="sample" exists because of this."""
-    sampler = PCSampler(VPSDE(), Network(), steps=25, norm="batch")
+    sampler = PCSampler(VPSDE(), Smooth(), steps=25, norm="batch")
     assert not torch.equal(sampler.sample((7, 3, 8, 8), seed=3), sampler.sample((64, 3, 8, 8), seed=3)[:7])
 
 
 def test_torch_noise_draws_in_the_published_order():
-    sampler = PCSampler(VPSDE(), Network(), steps=25)
+    sampler = PCSampler(VPSDE(), Smooth(), steps=25)
     x = sampler.sample(SHAPE, noise=TorchNoise(torch.Generator().manual_seed(1)))
     generator = torch.Generator().manual_seed(1)
     recording = [torch.randn(SHAPE, generator=generator) for _ in range(51)]
@@ -95,8 +89,8 @@ def test_torch_noise_draws_in_the_published_order():
 
 
 def test_denoise_leaves_out_the_last_noise_alone():
-    noisy = PCSampler(VPSDE(), Network(), corrector="none", steps=25, denoise=False)
-    clean = PCSampler(VPSDE(), Network(), corrector="none", steps=25)
+    noisy = PCSampler(VPSDE(), Smooth(), corrector="none", steps=25, denoise=False)
+    clean = PCSampler(VPSDE(), Smooth(), corrector="none", steps=25)
     a, b = noisy.sample(SHAPE, seed=0), clean.sample(SHAPE, seed=0)
     z = PhiloxNoise(0).normal(SHAPE, dtype=torch.float32, device=torch.device("cpu"), draw=25)
     torch.testing.assert_close(a, b + noisy.plan().steps[-1].coefficients[2] * z)
@@ -105,7 +99,7 @@ def test_denoise_leaves_out_the_last_noise_alone():
 
 
 def test_plan_prints_every_coefficient():
-    sampler = PCSampler(VPSDE(), Network(), steps=30, corrector_steps=2)
+    sampler = PCSampler(VPSDE(), Smooth(), steps=30, corrector_steps=2)
     text = str(sampler.plan())
     assert text.startswith("90 network calls")
     assert len(text.splitlines()) == 3 + 90
@@ -118,7 +112,7 @@ def test_latent_callback_info_and_progress(capsys):
     latent = torch.randn(SHAPE)
     before = latent.clone()
     seen = []
-    sampler = PCSampler(VPSDE(), Network(), steps=25)
+    sampler = PCSampler(VPSDE(), Smooth(), steps=25)
     x, info = sampler.sample(
         latent, seed=0, progress=True, callback=lambda i, step, x: seen.append((i, step.name, x)), return_info=True
     )
@@ -141,7 +135,7 @@ def test_network_mode_comes_back():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype):
-    sampler = PCSampler(VPSDE(), Network(), steps=25)
+    sampler = PCSampler(VPSDE(), Smooth(), steps=25)
     x = sampler.sample(SHAPE, seed=0, dtype=dtype)
     assert x.dtype == dtype
     if dtype == torch.float64:
@@ -149,7 +143,7 @@ def test_other_dtypes(dtype):
 
 
 def test_any_shape_and_empty_batch():
-    sampler = PCSampler(VPSDE(), Network(), steps=25)
+    sampler = PCSampler(VPSDE(), Smooth(), steps=25)
     assert sampler.sample((4, 2)).shape == (4, 2)
     assert sampler.sample((0, 3, 8, 8)).shape == (0, 3, 8, 8)
 
@@ -159,7 +153,7 @@ def test_public_names():
         assert name in fastscore.__all__
 
 
-VP, NET = VPSDE(), Network()
+VP, NET = VPSDE(), Smooth()
 
 
 @pytest.mark.parametrize(

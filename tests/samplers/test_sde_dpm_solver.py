@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import (
@@ -22,8 +21,8 @@ from fastscore import (
 from fastscore.noise import PhiloxNoise, ReplayNoise
 from fastscore.reference.samplers import sde_dpm_solver_2s_sampler, sde_dpm_solver_sampler, spaced_times
 from fastscore.reference.samplers._network import denoised
-from fastscore.samplers import Hook
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Held, Smooth, Watching
 from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.statistics import AnalyticModel, assert_same_law, mixture_2d, ve_perturbation, vp_perturbation
 from fastscore.testing.traffic import no_host_sync, traffic_per_step
@@ -41,27 +40,13 @@ LARGE = (2, 3, 16, 16)  # larger than any table of coefficients, which traffic m
 FOLDER = Path(__file__).parents[1] / "golden" / "samplers"
 
 
-class Network(nn.Module):
-    """A smooth network."""
-
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
-class Watching(Hook):
-    """Sees the clean image and leaves it."""
-
-    def on_denoised(self, denoised, x, moment):
-        return None
-
-
 def assert_equals_reference(
     cls, sde, options, *, steps, spacing="karras", clean=True, convention=None, clip=None, **run
 ):
     times = spaced_times(sde, spacing, steps + 1 - clean, 0.02)
     sampler = cls(
         sde,
-        Network(),
+        Smooth(),
         steps=steps,
         eps=0.02,
         spacing=spacing,
@@ -73,11 +58,11 @@ def assert_equals_reference(
     noise = PhiloxNoise(5)
     start = sde.prior_sample(SHAPE, noise=noise, dtype=torch.float64)
     x = sampler.sample(start, seed=5, **run)
-    model, convention = Network(), sampler.convention
+    model, convention = Smooth(), sampler.convention
     if clip is not None:
 
         def model(x, t):
-            return denoised(sde, Network(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
+            return denoised(sde, Smooth(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
 
         convention = Convention("denoised", "time")
     expected = REFERENCES[cls](sde, model, start, noise, convention, times, denoise=clean, **options)
@@ -127,8 +112,8 @@ def test_few_steps_are_safe(solver, sde):
 @pytest.mark.parametrize("solver_type", ["midpoint", "taylor"])
 def test_without_noise_it_is_dpm_solver(sde, algorithm, order, solver_type):
     shared = {"steps": 16, "order": order, "algorithm": algorithm, "solver_type": solver_type, "spacing": "karras"}
-    with_rate = SDEDPMSolverSampler(SDES[sde], Network(), eta=0.0, **shared)
-    without = DPMSolverSampler(SDES[sde], Network(), denoise=True, **shared)
+    with_rate = SDEDPMSolverSampler(SDES[sde], Smooth(), eta=0.0, **shared)
+    without = DPMSolverSampler(SDES[sde], Smooth(), denoise=True, **shared)
     x, y = (sampler.sample(SHAPE, seed=3, dtype=torch.float64) for sampler in (with_rate, without))
     torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
 
@@ -346,21 +331,8 @@ def test_reaches_the_law(law, sde):
 # ------------------------------------------------------------------------------------------------ cost and errors
 
 
-class Held(nn.Module):
-    """A network that costs nothing: returns one of the tensors that it holds."""
-
-    def __init__(self):
-        super().__init__()
-        outputs = torch.randn(6, *LARGE, generator=torch.Generator().manual_seed(0))
-        self.outputs, self.calls = [out.clone() for out in outputs], 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        return self.outputs[self.calls % 6]
-
-
 def cost_of_a_step(cls, **options):
-    samplers = {n: cls(VPSDE(), Held(), steps=n, **options) for n in (20, 24)}
+    samplers = {n: cls(VPSDE(), Held(LARGE), steps=n, **options) for n in (20, 24)}
     return traffic_per_step(lambda n: samplers[n].sample(LARGE, seed=0), torch.empty(LARGE), (20, 24))
 
 
@@ -397,8 +369,8 @@ def test_no_host_synchronization_between_steps(solver):
                 self.region.__exit__(None, None, None)
             return super().forward(x, label)
 
-    nfe = cls(VPSDE(), Held(), steps=12, **options).plan().nfe
-    model = Watched()
+    nfe = cls(VPSDE(), Held(LARGE), steps=12, **options).plan().nfe
+    model = Watched(LARGE)
     cls(VPSDE(), model, steps=12, **options).sample(LARGE, seed=0)
     assert model.calls == nfe
 
@@ -423,4 +395,4 @@ def test_no_host_synchronization_between_steps(solver):
 )
 def test_bad_construction(cls, options, error, message):
     with pytest.raises(error, match=message):
-        cls(VPSDE(), Network(), **{"steps": 6} | options)
+        cls(VPSDE(), Smooth(), **{"steps": 6} | options)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, DPMSolverSampler, SubVPSDE, UniPCSampler
 from fastscore.reference.samplers import spaced_times, unipc_sampler
 from fastscore.reference.samplers._network import denoised
-from fastscore.samplers import Hook
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Held, Smooth, Watching
 from fastscore.testing.statistics import AnalyticModel, mixture_2d
 from fastscore.testing.traffic import no_host_sync, traffic_per_step
 
@@ -22,33 +21,19 @@ LARGE = (2, 3, 16, 16)  # larger than any table of coefficients, which traffic m
 FOLDER = Path(__file__).parents[1] / "golden" / "samplers"
 
 
-class Network(nn.Module):
-    """A smooth network."""
-
-    def forward(self, x, label):
-        return torch.tanh(x * 0.7) - 0.1 * x + label.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)).sin() * 0.05
-
-
-class Watching(Hook):
-    """Sees the clean image and leaves it."""
-
-    def on_denoised(self, denoised, x, moment):
-        return None
-
-
 def assert_equals_reference(
     sde, *, steps, spacing="log_snr", clean=True, convention=None, clip=None, hooks=(), **options
 ):
     times = spaced_times(sde, spacing, steps + 1 - clean, 0.02)
     shared = {"steps": steps, "eps": 0.02, "spacing": spacing, "denoise": clean, "clip": clip}
-    sampler = UniPCSampler(sde, Network(), convention=convention, **shared, **options)
+    sampler = UniPCSampler(sde, Smooth(), convention=convention, **shared, **options)
     start = sde.prior_sample(SHAPE, dtype=torch.float64)
     x = sampler.sample(start, hooks=hooks)
-    model, convention = Network(), sampler.convention
+    model, convention = Smooth(), sampler.convention
     if clip is not None:
 
         def model(x, t):
-            return denoised(sde, Network(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
+            return denoised(sde, Smooth(), x, float(t[0]), sampler.convention).clamp(-clip, clip)
 
         convention = Convention("denoised", "time")
     expected = unipc_sampler(sde, model, start, convention, times, denoise=clean, **options)
@@ -88,10 +73,10 @@ def test_without_corrector_it_is_dpm_solver(sde, algorithm):
     shared = {"steps": 16, "spacing": "log_snr"}
     samplers = (
         UniPCSampler(
-            SDES[sde], Network(), order=2, predict_x0=algorithm == "dpmsolver++", disable_corrector=range(16),
+            SDES[sde], Smooth(), order=2, predict_x0=algorithm == "dpmsolver++", disable_corrector=range(16),
             lower_order_final=False, denoise=False, **shared,
         ),
-        DPMSolverSampler(SDES[sde], Network(), order=2, algorithm=algorithm, **shared),
+        DPMSolverSampler(SDES[sde], Smooth(), order=2, algorithm=algorithm, **shared),
     )  # fmt: skip
     x, y = (sampler.sample(SHAPE, seed=3, dtype=torch.float64) for sampler in samplers)
     torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
@@ -156,19 +141,6 @@ def test_equals_diffusers(order, solver_type, predict_x0, some):
     torch.testing.assert_close(sampler.sample(latent), x, rtol=1e-5, atol=2e-5)
 
 
-class Held(nn.Module):
-    """A network that costs nothing: returns one of the tensors that it holds."""
-
-    def __init__(self):
-        super().__init__()
-        outputs = torch.randn(6, *LARGE, generator=torch.Generator().manual_seed(0))
-        self.outputs, self.calls = [out.clone() for out in outputs], 0
-
-    def forward(self, x, label):
-        self.calls += 1
-        return self.outputs[self.calls % 6]
-
-
 @pytest.mark.parametrize("prediction", ["noise", "denoised", "v"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("corrector", [True, False])
@@ -176,7 +148,7 @@ def test_a_step_moves_the_least_it_can(corrector, order, prediction):
     """The corrector is of one order more, and looks at one prediction more."""
     options = {"order": order, "convention": Convention(prediction, "time"), "lower_order_final": False}
     samplers = {
-        n: UniPCSampler(VPSDE(), Held(), steps=n, disable_corrector=() if corrector else range(n), **options)
+        n: UniPCSampler(VPSDE(), Held(LARGE), steps=n, disable_corrector=() if corrector else range(n), **options)
         for n in (20, 24)
     }
     count = traffic_per_step(lambda n: samplers[n].sample(LARGE, seed=0), torch.empty(LARGE), (20, 24))
@@ -195,7 +167,7 @@ def test_no_host_synchronization_between_steps():
                 self.region.__exit__(None, None, None)
             return super().forward(x, label)
 
-    model = Watched()
+    model = Watched(LARGE)
     UniPCSampler(VPSDE(), model, steps=12, order=3).sample(LARGE, seed=0)
     assert model.calls == 12
 
@@ -215,4 +187,4 @@ def test_no_host_synchronization_between_steps():
 )
 def test_bad_construction(options, error, message):
     with pytest.raises(error, match=message):
-        UniPCSampler(VPSDE(), Network(), **{"steps": 6} | options)
+        UniPCSampler(VPSDE(), Smooth(), **{"steps": 6} | options)
