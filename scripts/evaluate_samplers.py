@@ -497,7 +497,7 @@ def markdown(rows: list[Row], dtype: str) -> str:
             if any(cells):
                 table.append(f"| {FAMILIES[name].label} | " + " | ".join(cells) + " |")
         parts.append("\n".join(table))
-    levels = "; ".join(f"{row.sampler} {1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f}" for row in rows if not row.nfe)
+    levels = "; ".join(f"{row.sampler} {_cell(row, 0)}" for row in rows if not row.nfe)
     counts = sorted({row.num for row in lines})
     parts.append(
         f"1000 KID to 5,000 held-out digits, ± one standard error; {' or '.join(map(str, counts))} digits a cell, "
@@ -514,7 +514,7 @@ def nearest(nfe: int, nfes: tuple[int, ...]) -> int:
 def _cell(row: Row | None, nfe: int) -> str:
     if row is None:
         return ""
-    return f"{1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f}" + (f" ({row.nfe})" if row.nfe != nfe else "")
+    return f"{round(1000 * row.kid)} ± {round(1000 * row.kid_se)}" + (f" ({row.nfe})" if row.nfe != nfe else "")
 
 
 def plot(rows: list[Row], path: Path, dtype: str) -> None:

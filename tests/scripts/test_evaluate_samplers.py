@@ -387,7 +387,7 @@ def test_the_table_for_the_readme(run, script, tmp_path, capsys):
     assert text.startswith(f"before\n{script.BEGIN}\n| few calls | 5 NFE | 10 NFE |")
     assert text.endswith(f"{script.END}\nafter\n")
     row = next(row for row in script.read_rows(tmp_path / "out" / "samplers.csv") if row.sampler == "edm")
-    assert f"| edm |  | {1000 * row.kid:.0f} ± {1000 * row.kid_se:.0f} (9) |" in text
+    assert f"| edm |  | {round(1000 * row.kid)} ± {round(1000 * row.kid_se)} (9) |" in text
     assert "| corrector only | " in text
     assert "3 digits a cell, network in bfloat16. For comparison: held-out digits" in text
     readme.write_text("no markers")
