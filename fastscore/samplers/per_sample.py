@@ -204,9 +204,11 @@ def folded(x_weights: Tensor, weights: Tensor, p: Tensor, q: Tensor) -> Tensor:
     rows = weights.new_zeros(count + 1, n, outputs + 2)
     rows[0, :, 0] = 1
     rows[1:, :, 0] = x_weights
+    own = weights.new_zeros(outputs, n, outputs + 2)  # the part of m_j that is its own output
+    own.diagonal(1, 0, 2).copy_(q.t())
     # elementwise, in a fixed order: a product of matrices may round by how many samples there are
-    for j in range(outputs):
-        term = rows[j] * p[j, :, None]
-        term[:, j + 1] += q[j]
-        rows[j + 1 :] += weights[j:, j, :, None] * term
+    columns = zip(weights[..., None].unbind(1), p[..., None].unbind(0), own.unbind(0), strict=True)
+    for j, (weight, of_point, of_output) in enumerate(columns):
+        term = rows[j] * of_point + of_output
+        rows[j + 1 :].add_(weight[j:] * term)
     return rows[1:]
