@@ -176,6 +176,8 @@ class FixedStepSampler(Sampler):
         sde, model, eps, convention: see `Sampler`.
         steps: number of steps N.
         clip: the clean image that the network predicts is clipped to [-clip, clip] at every call; None: it is not.
+
+    A sampler keeps the memory that it worked in, a few states, for its next run on the same shape.
     """
 
     norm = "batch"
@@ -226,7 +228,7 @@ class FixedStepSampler(Sampler):
     ) -> tuple[Tensor, SampleInfo]:
         plan = self._plan(denoised=hooks.on_denoised_used)
         start = time.perf_counter()
-        like = x.shape, x.stride(), x.dtype, x.device
+        like = x.shape, x.stride(), x.dtype, x.device, x.is_inference()
         buffers = self._buffers.pop(like, deque())  # a run at the same time in another thread has its own
         x = run_plan(
             plan,

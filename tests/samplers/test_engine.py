@@ -321,3 +321,12 @@ def test_runs_inside_runs_do_not_share_memory():
                 shape, seed=0
             ),
         )
+
+
+def test_runs_in_and_out_of_inference_mode():
+    sampler = TwoStep(SDES["vp"], Smooth(), steps=4, eps=0.05, convention=Convention("noise", "time"))
+    results = []
+    for mode in (True, False, True, False):
+        with torch.inference_mode(mode):
+            results.append(sampler.sample(SHAPE, seed=0))
+    assert all(torch.equal(x, results[0]) for x in results)
