@@ -14,7 +14,7 @@ from torch import Tensor
 from fastscore.noise import Noise
 from fastscore.ops._unchecked import unchecked
 from fastscore.samplers.hooks import Hooks, Moment
-from fastscore.samplers.plan import LANGEVIN, OUTPUT, POINT, Plan, Step
+from fastscore.samplers.plan import LANGEVIN, POINT, Plan, Step
 from fastscore.sde import SDE
 
 __all__ = ["NonFiniteError", "check_kept", "checked_result", "fitting", "run_plan", "with_progress"]
@@ -115,8 +115,7 @@ def run_plan(
             if step.kind == LANGEVIN:
                 ops.langevin_step_(x, h, row.coefficients, z, rng, ids, per_sample)
             else:
-                now = {POINT: point, OUTPUT: given}
-                history = [now[age] if age < 0 else outputs[age] for age in step.ages]
+                history = [outputs[age] if age >= 0 else point if age == POINT else given for age in step.ages]
                 if step.stage:
                     point = ops.linear_step(x, history, row.coefficients, z, rng, ids)
                 else:
