@@ -137,7 +137,7 @@ class TestSample:
         ("options", "message"),
         [
             (["--steps", 0], "steps must be at least 1, got 0"),
-            (["--option", "snr=-1"], "snr must be a finite number >= 0, got -1"),
+            (["--option", "snr=-1"], "snr must be a finite number at least 0, got -1"),
             (["--option", "corrector_steps=-1"], "corrector_steps must be at least 0, got -1"),
             (["--option", "predictor=heun"], "predictor must be one of euler_maruyama, reverse_diffusion, ancestral"),
             (["--option", "corrector=mala"], "corrector must be one of langevin, ald, none, got 'mala'"),

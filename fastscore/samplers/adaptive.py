@@ -7,7 +7,6 @@ sample has its own time and step, and leaves the batch when it arrives, so that 
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from abc import abstractmethod
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor
 
 from fastscore.noise import Noise
-from fastscore.samplers.base import Callback, SampleInfo, Sampler, check_choice, check_count
+from fastscore.samplers.base import Callback, SampleInfo, Sampler, check_choice, check_count, check_number
 from fastscore.samplers.hooks import Hooks, Moment
 from fastscore.samplers.loop import NonFiniteError, checked_result, with_progress
 from fastscore.samplers.per_sample import Network, Points
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["SHRINK", "AdaptiveInfo", "AdaptiveSampler", "Proposal", "Running", "Trial", "check_number"]
+__all__ = ["SHRINK", "AdaptiveInfo", "AdaptiveSampler", "Proposal", "Running", "Trial"]
 
 _SHORTEST = 10 * torch.finfo(torch.float64).eps  # of a step, relative to the time
 SHRINK = 0.2  # a step whose error is not finite is tried again this much shorter
@@ -401,16 +400,3 @@ def _mark_stale(run: Running, accept: Tensor, accepted: int) -> None:
 def _indices(mask: Tensor, count: int) -> Tensor:
     """Where a mask is true, in order; how often that is, is known, so the host need not wait."""
     return (~mask).to(torch.uint8).argsort(stable=True)[:count]
-
-
-def check_number(
-    owner: str, name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise unless value is a finite number, at least `least`, above `above` and below `below`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if math.isfinite(value) and least <= value and above < value < below:
-        return
-    bounds = (("at least", least), ("above", above), ("below", below))
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-    raise ValueError(f"{owner}: {name} must be a finite number{wanted and ' ' + wanted}, got {value!r}")

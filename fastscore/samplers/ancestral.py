@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler
+from fastscore.samplers.base import FixedStepSampler, check_number
 from fastscore.samplers.grid import node_at, path
 from fastscore.samplers.table import Table
 from fastscore.score import Convention
@@ -60,8 +60,7 @@ class EulerAncestralSampler(FixedStepSampler):
         if order not in (1, 2):
             raise ValueError(f"EulerAncestralSampler: order must be 1 or 2, got {order!r}")
         for name, value in (("eta", eta), ("s_noise", s_noise)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"EulerAncestralSampler: {name} must be a finite number >= 0, got {value!r}")
+            check_number("EulerAncestralSampler", name, value, least=0.0)
         self.order, self.eta, self.s_noise, self.denoise = order, float(eta), float(s_noise), bool(denoise)
         self._path = path("EulerAncestralSampler", sde, spacing, steps, self.eps, rho, clean=self.denoise)
         self.start = self._path[0].t

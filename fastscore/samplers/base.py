@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,7 +23,16 @@ from fastscore.samplers.table import Table
 from fastscore.score import Convention, convention_of
 from fastscore.sde import SDE, VESDE
 
-__all__ = ["Callback", "FixedStepSampler", "SampleInfo", "Sampler", "check_choice", "check_count", "evaluating"]
+__all__ = [
+    "Callback",
+    "FixedStepSampler",
+    "SampleInfo",
+    "Sampler",
+    "check_choice",
+    "check_count",
+    "check_number",
+    "evaluating",
+]
 
 Callback = Callable[[int, Any, Tensor], None]  # index, what was done (a Step, or a Trial), and the state
 
@@ -69,8 +79,7 @@ class Sampler(ABC):
         if convention is not None and not isinstance(convention, Convention):
             raise TypeError(f"{name}: convention must be a fastscore.Convention, got {type(convention).__name__}")
         eps = sde.sampling_eps if eps is None else eps
-        if not 0 < eps < sde.T:
-            raise ValueError(f"{name}: eps must lie between 0 and 1, got {eps!r}")
+        check_number(name, "eps", eps, above=0.0, below=sde.T)
         self.sde, self.model, self.eps = sde, model, float(eps)
         self.start = sde.T  # the time of the first state
         self.convention = convention or convention_of(model, sde)
@@ -253,6 +262,26 @@ def check_count(owner: str, name: str, value: int, least: int) -> None:
         raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
+
+
+def check_number(
+    owner: str,
+    name: str,
+    value: float,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raise unless value is a finite number, at least `least`, at most `most`, above `above` and below `below`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+    if math.isfinite(value) and least <= value <= most and above < value < below:
+        return
+    bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+    raise ValueError(f"{owner}: {name} must be a finite number{wanted and ' ' + wanted}, got {value!r}")
 
 
 def check_choice(owner: str, name: str, value: object, known: Sequence[str]) -> None:

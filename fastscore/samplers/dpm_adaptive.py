@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastscore.samplers.adaptive import SHRINK, AdaptiveSampler, Proposal, Running, check_number
-from fastscore.samplers.base import check_choice
+from fastscore.samplers.adaptive import SHRINK, AdaptiveSampler, Proposal, Running
+from fastscore.samplers.base import check_choice, check_number
 from fastscore.samplers.per_sample import Network, constant, folded
 from fastscore.score import Convention
 from fastscore.sde import SDE

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice, check_count, check_number
 from fastscore.samplers.dpm_solver_formulas import TARGETS, Flow, multistep_orders, singlestep_orders
 from fastscore.samplers.grid import CLEAN, Node, node_at, nodes, path
 from fastscore.samplers.table import Expression, Table
@@ -85,8 +85,7 @@ class DPMSolverSampler(FixedStepSampler):
                 f"{owner}: with method='singlestep_fixed', steps must be a multiple of order = {order}, got {steps}; "
                 "method='singlestep' takes any number of network calls"
             )
-        if not 0 <= eta <= 1:
-            raise ValueError(f"{owner}: eta must lie between 0 and 1, got {eta!r}")
+        check_number(owner, "eta", eta, least=0.0, most=1.0)
         if eta and method == "multistep":
             raise ValueError(f"{owner}: eta needs method='singlestep' or 'singlestep_fixed', got 'multistep'")
         if denoise and denoise_to_zero:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler
+from fastscore.samplers.base import FixedStepSampler, check_number
 from fastscore.samplers.grid import Node, node_at, path
 from fastscore.samplers.table import Expression, Table
 from fastscore.score import Convention
@@ -69,13 +69,11 @@ class EDMSampler(FixedStepSampler):
         super().__init__(sde, model, steps=steps, eps=eps, clip=clip, convention=convention)
         if order not in (1, 2):
             raise ValueError(f"EDMSampler: order must be 1 or 2, got {order!r}")
-        if not 0 < alpha <= 1:
-            raise ValueError(f"EDMSampler: alpha must lie in (0, 1], got {alpha!r}")
+        check_number("EDMSampler", "alpha", alpha, above=0.0, most=1.0)
         if not stage_rho >= 1:
             raise ValueError(f"EDMSampler: stage_rho must be at least 1, got {stage_rho!r}")
         for name, value in (("s_churn", s_churn), ("s_noise", s_noise)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"EDMSampler: {name} must be a finite number >= 0, got {value!r}")
+            check_number("EDMSampler", name, value, least=0.0)
         if not 0 <= s_min <= s_max:
             raise ValueError(f"EDMSampler: s_min and s_max must satisfy 0 <= s_min <= s_max, got {s_min!r}, {s_max!r}")
         self.order, self.alpha, self.stage_rho = order, float(alpha), float(stage_rho)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore.noise import Noise
-from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice, check_count, check_number
 from fastscore.samplers.grid import CLEAN, nodes, path
 from fastscore.samplers.table import Table
 from fastscore.score import Convention
@@ -45,11 +45,9 @@ class LangevinSampler(FixedStepSampler):
         convention: Convention | None = None,
     ) -> None:
         super().__init__(sde, model, steps=steps, clip=clip, convention=convention)
-        if not 0 < step_size < math.inf:
-            raise ValueError(f"LangevinSampler: step_size must be a positive number, got {step_size!r}")
+        check_number("LangevinSampler", "step_size", step_size, above=0.0)
         time = self.eps if time is None else time
-        if not 0 < time <= sde.T:
-            raise ValueError(f"LangevinSampler: time must lie in (0, 1], got {time!r}")
+        check_number("LangevinSampler", "time", time, above=0.0, most=sde.T)
         self.step_size, self.start = float(step_size), float(time)
         self.plan()
 
@@ -103,8 +101,7 @@ class AnnealedLangevinSampler(FixedStepSampler):
         super().__init__(sde, model, steps=steps, eps=eps, clip=clip, convention=convention)
         check_count("AnnealedLangevinSampler", "inner_steps", inner_steps, 1)
         check_choice("AnnealedLangevinSampler", "initial", initial, ("prior", "uniform"))
-        if not 0 < step_size < math.inf:
-            raise ValueError(f"AnnealedLangevinSampler: step_size must be a positive number, got {step_size!r}")
+        check_number("AnnealedLangevinSampler", "step_size", step_size, above=0.0)
         self.step_size, self.inner_steps = float(step_size), inner_steps
         self.denoise, self.initial = bool(denoise), initial
         end = 0.0 if eps is None and isinstance(sde, VESDE) else self.eps

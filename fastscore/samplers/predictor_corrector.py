@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice, check_count, check_number
 from fastscore.samplers.correctors import CORRECTORS
 from fastscore.samplers.grid import nodes
 from fastscore.samplers.plan import LANGEVIN
@@ -62,8 +61,7 @@ class PCSampler(FixedStepSampler):
         check_choice("PCSampler", "predictor", predictor, tuple(PREDICTORS))
         check_choice("PCSampler", "corrector", corrector, tuple(CORRECTORS))
         check_choice("PCSampler", "norm", norm, ("batch", "sample"))
-        if not 0 <= snr < math.inf:
-            raise ValueError(f"PCSampler: snr must be a finite number >= 0, got {snr!r}")
+        check_number("PCSampler", "snr", snr, least=0.0)
         check_count("PCSampler", "corrector_steps", corrector_steps, 0)
         if probability_flow and predictor == "ancestral":
             raise ValueError(

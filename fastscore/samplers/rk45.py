@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore.samplers.adaptive import AdaptiveSampler, Proposal, Running, check_number
+from fastscore.samplers.adaptive import AdaptiveSampler, Proposal, Running
+from fastscore.samplers.base import check_number
 from fastscore.samplers.per_sample import Network, Points, constant, folded
 from fastscore.score import Convention
 from fastscore.sde import SDE

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice, check_count, check_number
 from fastscore.samplers.dpm_solver_formulas import TARGETS, Flow, multistep_orders
 from fastscore.samplers.grid import CLEAN, Node, node_at, path
 from fastscore.samplers.table import Expression, Table
@@ -80,8 +80,7 @@ class SDEDPMSolverSampler(FixedStepSampler):
         check_choice(owner, "algorithm", algorithm, tuple(TARGETS))
         check_choice(owner, "solver_type", solver_type, ("midpoint", "heun", "taylor"))
         for name, value in (("eta", eta), ("s_noise", s_noise)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{owner}: {name} must be a finite number >= 0, got {value!r}")
+            check_number(owner, name, value, least=0.0)
         self.order, self.algorithm, self.solver_type = order, algorithm, solver_type
         self.eta, self.s_noise = float(eta), float(s_noise)
         self.lower_order_final, self.denoise = bool(lower_order_final), bool(denoise)
@@ -172,12 +171,9 @@ class SDEDPMSolver2SSampler(FixedStepSampler):
         super().__init__(sde, model, steps=steps, eps=eps, clip=clip, convention=convention)
         owner = "SDEDPMSolver2SSampler"
         check_choice(owner, "stage_noise", stage_noise, ("path", "independent", "none"))
-        if not 0 < r < 1:
-            raise ValueError(f"{owner}: r must lie in (0, 1), got {r!r}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"{owner}: eta must lie between 0 and 1, got {eta!r}")
-        if not 0 <= s_noise < math.inf:
-            raise ValueError(f"{owner}: s_noise must be a finite number >= 0, got {s_noise!r}")
+        check_number(owner, "r", r, above=0.0, below=1.0)
+        check_number(owner, "eta", eta, least=0.0, most=1.0)
+        check_number(owner, "s_noise", s_noise, least=0.0)
         self.stage_noise, self.r, self.eta, self.s_noise = stage_noise, float(r), float(eta), float(s_noise)
         self.denoise = bool(denoise)
         self._path = path(owner, sde, spacing, steps, self.eps, rho, clean=self.denoise)

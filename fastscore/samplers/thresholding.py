@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastscore.samplers.base import check_number
 from fastscore.samplers.hooks import Hook, Moment
 
 __all__ = ["DynamicThresholding"]
@@ -30,10 +31,8 @@ class DynamicThresholding(Hook):
     """
 
     def __init__(self, ratio: float = 0.995, max_val: float = 1.0) -> None:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"DynamicThresholding: ratio must lie in (0, 1], got {ratio!r}")
-        if not 0 < max_val < math.inf:
-            raise ValueError(f"DynamicThresholding: max_val must be a finite positive number, got {max_val!r}")
+        check_number("DynamicThresholding", "ratio", ratio, above=0.0, most=1.0)
+        check_number("DynamicThresholding", "max_val", max_val, above=0.0)
         self.ratio, self.max_val = float(ratio), float(max_val)
 
     def on_denoised(self, denoised: Tensor, x: Tensor, moment: Moment) -> Tensor:

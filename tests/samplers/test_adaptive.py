@@ -325,7 +325,7 @@ def test_progress_is_shown(capsys):
         (RK45Sampler, {"max_steps": 0}, ValueError, "max_steps must be at least 1, got 0"),
         (RK45Sampler, {"max_steps": 1.5}, TypeError, "max_steps must be an integer"),
         (RK45Sampler, {"first_step": 0.0}, ValueError, "first_step must be a finite number above 0, got 0.0"),
-        (RK45Sampler, {"eps": 1.0}, ValueError, "eps must lie between 0 and 1"),
+        (RK45Sampler, {"eps": 1.0}, ValueError, "eps must be a finite number above 0 and below 1"),
         (RK45Sampler, {"convention": "noise"}, TypeError, "convention must be a fastscore.Convention"),
         (RK45Sampler, {"convention": Convention("noise", "timestep")}, ValueError, "needs num_scales"),
         (

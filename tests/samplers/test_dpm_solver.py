@@ -252,7 +252,11 @@ UP = torch.linspace(0.1, 0.9, 5)
         ),
         ({"steps": 7, "order": 3, "method": "singlestep_fixed"}, ValueError, r"a multiple of order = 3, got 7"),
         ({"eta": 0.5}, ValueError, r"eta needs method='singlestep' or 'singlestep_fixed', got 'multistep'"),
-        ({"eta": 1.5, "method": "singlestep"}, ValueError, r"eta must lie between 0 and 1, got 1.5"),
+        (
+            {"eta": 1.5, "method": "singlestep"},
+            ValueError,
+            "eta must be a finite number at least 0 and at most 1, got 1.5",
+        ),
         ({"denoise": True, "denoise_to_zero": True}, ValueError, r"denoise=True leaves no noise for denoise_to_zero"),
         ({"rho": 0.5, "spacing": "karras"}, ValueError, r"rho must be a finite number of at least 1, got 0.5"),
         ({"steps": 0}, ValueError, r"steps must be at least 1, got 0"),

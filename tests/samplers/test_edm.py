@@ -279,19 +279,19 @@ def test_equals_diffusers(name):
 VP, NET = VPSDE(), Smooth()
 BAD = [
     (EDMSampler, {"order": 3}, r"EDMSampler: order must be 1 or 2, got 3"),
-    (EDMSampler, {"alpha": 0.0}, r"alpha must lie in \(0, 1\], got 0.0"),
-    (EDMSampler, {"alpha": math.nan}, r"alpha must lie in \(0, 1\], got nan"),
+    (EDMSampler, {"alpha": 0.0}, r"alpha must be a finite number above 0 and at most 1, got 0.0"),
+    (EDMSampler, {"alpha": math.nan}, r"alpha must be a finite number above 0 and at most 1, got nan"),
     (EDMSampler, {"stage_rho": 0.5}, r"stage_rho must be at least 1, got 0.5"),
-    (EDMSampler, {"s_churn": -1.0}, r"s_churn must be a finite number >= 0, got -1.0"),
-    (EDMSampler, {"s_churn": math.inf}, r"s_churn must be a finite number >= 0, got inf"),
-    (EDMSampler, {"s_noise": math.nan}, r"s_noise must be a finite number >= 0, got nan"),
+    (EDMSampler, {"s_churn": -1.0}, r"s_churn must be a finite number at least 0, got -1.0"),
+    (EDMSampler, {"s_churn": math.inf}, r"s_churn must be a finite number at least 0, got inf"),
+    (EDMSampler, {"s_noise": math.nan}, r"s_noise must be a finite number at least 0, got nan"),
     (EDMSampler, {"s_min": 2.0, "s_max": 1.0}, r"0 <= s_min <= s_max, got 2.0, 1.0"),
     (EDMSampler, {"spacing": torch.linspace(1, 0.1, 19)}, r"must fall strictly and have shape"),
     (EDMSampler, {"spacing": torch.linspace(1, 0.0, 18)}, r"VPSDE must have signal and noise at every time"),
     (EDMSampler, {"rho": 0.0}, r"rho must be a finite number of at least 1, got 0.0"),
     (EulerAncestralSampler, {"order": 0}, r"EulerAncestralSampler: order must be 1 or 2, got 0"),
-    (EulerAncestralSampler, {"eta": -0.1}, r"eta must be a finite number >= 0, got -0.1"),
-    (EulerAncestralSampler, {"s_noise": math.inf}, r"s_noise must be a finite number >= 0, got inf"),
+    (EulerAncestralSampler, {"eta": -0.1}, r"eta must be a finite number at least 0, got -0.1"),
+    (EulerAncestralSampler, {"s_noise": math.inf}, r"s_noise must be a finite number at least 0, got inf"),
 ]
 
 

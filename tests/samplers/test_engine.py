@@ -285,7 +285,7 @@ def test_non_finite_points_are_found_where_they_begin():
         ({"steps": 2.0}, TypeError, "TwoStep: steps must be an integer, got 2.0"),
         ({"steps": 2, "clip": 0}, ValueError, "TwoStep: clip must be a positive number or None, got 0"),
         ({"steps": 2, "clip": math.inf}, ValueError, "clip must be a positive number or None, got inf"),
-        ({"steps": 2, "eps": 1.5}, ValueError, "eps must lie between 0 and 1, got 1.5"),
+        ({"steps": 2, "eps": 1.5}, ValueError, "eps must be a finite number above 0 and below 1, got 1.5"),
     ],
 )
 def test_bad_arguments(options, error, message):

@@ -287,11 +287,21 @@ VP, NET = VPSDE(), Smooth()
 @pytest.mark.parametrize(
     ("cls", "options", "error", "message"),
     [
-        (LangevinSampler, {"step_size": 0.0}, ValueError, r"LangevinSampler: step_size must be a positive number"),
-        (LangevinSampler, {"step_size": math.inf}, ValueError, r"step_size must be a positive number, got inf"),
-        (LangevinSampler, {"time": 0.0}, ValueError, r"time must lie in \(0, 1\], got 0.0"),
-        (LangevinSampler, {"time": 1.5}, ValueError, r"time must lie in \(0, 1\], got 1.5"),
-        (AnnealedLangevinSampler, {"step_size": -1.0}, ValueError, r"step_size must be a positive number, got -1.0"),
+        (
+            LangevinSampler,
+            {"step_size": 0.0},
+            ValueError,
+            r"LangevinSampler: step_size must be a finite number above 0",
+        ),
+        (LangevinSampler, {"step_size": math.inf}, ValueError, r"step_size must be a finite number above 0, got inf"),
+        (LangevinSampler, {"time": 0.0}, ValueError, r"time must be a finite number above 0 and at most 1, got 0.0"),
+        (LangevinSampler, {"time": 1.5}, ValueError, r"time must be a finite number above 0 and at most 1, got 1.5"),
+        (
+            AnnealedLangevinSampler,
+            {"step_size": -1.0},
+            ValueError,
+            r"step_size must be a finite number above 0, got -1.0",
+        ),
         (AnnealedLangevinSampler, {"inner_steps": 0}, ValueError, r"inner_steps must be at least 1, got 0"),
         (AnnealedLangevinSampler, {"inner_steps": 2.0}, TypeError, r"inner_steps must be an integer, got 2.0"),
         (

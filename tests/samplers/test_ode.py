@@ -148,7 +148,7 @@ def test_comes_to_the_same_end_as_another_method_of_order_four(sde_name):
         ({"spacing": torch.linspace(0.1, 1, 6)}, ValueError, r"must fall strictly"),
         ({"spacing": torch.linspace(1, -0.1, 6)}, ValueError, r"times must lie in \[0, 1\], got \[1.0, .*-0.1"),
         ({"spacing": "karras", "rho": 0.5}, ValueError, r"rho must be a finite number of at least 1, got 0.5"),
-        ({"eps": 1.0}, ValueError, r"eps must lie between 0 and 1, got 1.0"),
+        ({"eps": 1.0}, ValueError, r"eps must be a finite number above 0 and below 1, got 1.0"),
     ],
 )
 def test_bad_construction(options, error, message):

@@ -170,10 +170,10 @@ VP, NET = VPSDE(), Smooth()
         (lambda: PCSampler(VP, NET, norm="l2"), ValueError, r"norm must be one of batch, sample, got 'l2'"),
         (lambda: PCSampler(VP, NET, steps=0), ValueError, r"steps must be at least 1, got 0"),
         (lambda: PCSampler(VP, NET, steps=2.5), TypeError, r"steps must be an integer, got 2.5"),
-        (lambda: PCSampler(VP, NET, snr=-0.1), ValueError, r"snr must be a finite number >= 0, got -0.1"),
-        (lambda: PCSampler(VP, NET, snr=float("nan")), ValueError, r"snr must be a finite number >= 0, got nan"),
+        (lambda: PCSampler(VP, NET, snr=-0.1), ValueError, r"snr must be a finite number at least 0, got -0.1"),
+        (lambda: PCSampler(VP, NET, snr=float("nan")), ValueError, r"snr must be a finite number at least 0, got nan"),
         (lambda: PCSampler(VP, NET, corrector_steps=-1), ValueError, r"corrector_steps must be at least 0, got -1"),
-        (lambda: PCSampler(VP, NET, eps=0.0), ValueError, r"eps must lie between 0 and 1, got 0.0"),
+        (lambda: PCSampler(VP, NET, eps=0.0), ValueError, r"eps must be a finite number above 0 and below 1, got 0.0"),
         (
             lambda: PCSampler(VP, NET, convention="noise"),
             TypeError,

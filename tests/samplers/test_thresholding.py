@@ -67,10 +67,10 @@ def test_a_sample_does_not_depend_on_its_batchmates():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ratio": 0.0}, r"ratio must lie in \(0, 1\], got 0.0"),
-        ({"ratio": 1.5}, r"ratio must lie in \(0, 1\], got 1.5"),
-        ({"max_val": 0.0}, r"max_val must be a finite positive number, got 0.0"),
-        ({"max_val": float("nan")}, r"max_val must be a finite positive number, got nan"),
+        ({"ratio": 0.0}, r"ratio must be a finite number above 0 and at most 1, got 0.0"),
+        ({"ratio": 1.5}, r"ratio must be a finite number above 0 and at most 1, got 1.5"),
+        ({"max_val": 0.0}, r"max_val must be a finite number above 0, got 0.0"),
+        ({"max_val": float("nan")}, r"max_val must be a finite number above 0, got nan"),
     ],
 )
 def test_bad_arguments(arguments, message):
