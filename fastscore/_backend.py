@@ -2,7 +2,7 @@
 
     reference   plain PyTorch, everywhere; the specification
     cpu         C++ with SIMD, for tensors on the CPU
-    triton      Triton kernels, for CUDA tensors
+    triton      Triton kernels, for CUDA tensors (NVIDIA and AMD), and for CPU tensors in Triton's interpreter
     cuda        CUDA C++, for CUDA tensors
 
 "auto" takes the fastest one that is there for the tensors of each call. The environment variable FASTSCORE_BACKEND sets
@@ -20,6 +20,9 @@ from fastscore import _library
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton itself looks at it when it is imported
+if INTERPRETED:
+    _DEVICE["triton"] = "cpu"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -36,7 +39,11 @@ def why_not(name: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version of fastscore has no Triton kernels yet; use 'cuda' or 'reference' for CUDA tensors"
+        if not _library.TRITON:
+            return "triton is not installed; it comes with the CUDA and ROCm builds of torch, or `pip install triton`"
+        if not INTERPRETED and not torch.cuda.is_available():
+            return "torch sees no GPU; TRITON_INTERPRET=1, set before Python starts, runs the kernels on CPU tensors"
+        return None
     if not _library.NATIVE:
         return f"{_library.WHY_NOT_NATIVE}; build it with `pip install --no-build-isolation -e .` beside your torch"
     if name == "cuda":
@@ -80,7 +87,7 @@ def resolve(device: torch.device) -> str:
         BackendUnavailableError: FASTSCORE_BACKEND names one that is not there.
     """
     if forced is None:
-        for name in ("cuda", "cpu"):
+        for name in ("cuda", "triton", "cpu"):
             if _DEVICE[name] == device.type and why_not(name) is None:
                 return name
         return "reference"
@@ -99,6 +106,18 @@ def reference_asked(device: torch.device) -> bool:
     Where it is False the dispatcher of torch finds the kernel by the device, and the reference where there is none.
     """
     return forced is not None and resolve(device) == "reference"
+
+
+def op(name: str) -> torch._ops.OpOverload:
+    """The op `name` on the backend now chosen, for tensors that `resolve` lets pass.
+
+    Raises:
+        BackendUnavailableError: the backend asked for has no kernel for this op.
+    """
+    found = _library.OVERLOADS[forced].get(name)
+    if found is None:
+        raise BackendUnavailableError(f"backend {forced!r} has no kernel for {name}; choose 'auto' or another backend")
+    return found
 
 
 def _choose(name: str, source: str = "backend") -> str | None:

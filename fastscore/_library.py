@@ -1,14 +1,18 @@
 """The ops as torch knows them: schemas, fake versions, and the native library `fastscore._C`.
 
 Schemas stand here and not in C++, so that an op is the same with and without the library. Kernels come from
-TORCH_LIBRARY_IMPL in csrc; the reference stands in at CompositeExplicitAutograd for every device that has no kernel.
-A fake version tells shape, dtype and strides, nothing else. Derivatives are in fastscore/ops.
+TORCH_LIBRARY_IMPL in csrc, and from kernels/ for CUDA tensors where csrc has none; the reference stands in at
+CompositeExplicitAutograd for every device that has no kernel. `fastscore_triton` holds the same ops on Triton kernels
+alone, for who asks for them. A fake version tells shape, dtype and strides, nothing else. Derivatives are in
+fastscore/ops.
 
-To add an op: its schema, fake and reference below; csrc/cpu/<op>.cpp and csrc/cpu/simd/<op>.cpp (setup.py finds them);
-fastscore/reference/<op>.py; fastscore/ops/<op>.py.
+To add an op: its schema, fake and reference below; csrc/cpu/<op>.cpp, csrc/cpu/simd/<op>.cpp and csrc/cuda/<op>.cu
+(setup.py finds them); kernels/<op>.py with a function of the op's name; fastscore/reference/<op>.py;
+fastscore/ops/<op>.py.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -27,14 +31,44 @@ from fastscore.reference.solver_step import solver_step as _solver_step
 _group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")  # the module, not its function
 
 _LIBRARY = torch.library.Library("fastscore", "FRAGMENT")
+_TRITON = torch.library.Library("fastscore_triton", "FRAGMENT")
+_NAMES: list[str] = []
+_KERNELS: dict[str, Callable[..., Any]] = {}  # launchers of Triton kernels, by op
 
 
-def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
-    """Registers one op: its schema ("name(Tensor x, ...) -> Tensor"), fake version and fallback."""
+def define(schema: str, fake: Callable[..., Any], reference: Callable[..., Any], kernel: str | None = None) -> None:
+    """Registers one op.
+
+    Args:
+        schema: "name(Tensor x, ...) -> Tensor".
+        fake: its fake version.
+        reference: what runs where there is no kernel.
+        kernel: the file in kernels/ with a function of the op's name, if there is one.
+    """
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _NAMES.append(name)
     torch.library.register_fake(f"fastscore::{name}", fake, lib=_LIBRARY)
+    if kernel is not None:
+        _KERNELS[name] = launcher = _launcher(kernel, name)
+        _TRITON.define(schema)
+        for key in ("CPU", "CUDA"):  # Triton's interpreter takes tensors of the CPU
+            _TRITON.impl(name, launcher, key)
+        torch.library.register_fake(f"fastscore_triton::{name}", fake, lib=_TRITON)
+
+
+def _launcher(kernel: str, name: str) -> Callable[..., Any]:
+    """The function `name` of kernels/<kernel>.py, which is imported when it is first called."""
+
+    def launch(*args: Any, **keywords: Any) -> Any:
+        return getattr(importlib.import_module(f"fastscore.kernels.{kernel}"), name)(*args, **keywords)
+
+    return launch
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastscore::{name}", key))
 
 
 def like(x: Tensor) -> Tensor:
@@ -54,6 +88,13 @@ def _load() -> tuple[ModuleType | None, str]:
             f"fastscore._C cannot be loaded; it was probably built against another torch than {torch.__version__}. "
             f"Rebuild it: pip install --no-build-isolation -e . (the loader says: {error})"
         ) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # somebody keeps it from being imported
+        return False
 
 
 def build_info() -> dict[str, Any]:
@@ -85,8 +126,8 @@ def _linear_step_(x: Tensor, *rest: Any) -> None:
     x.copy_(_linear_step_out(x, *rest))
 
 
-define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out)
-define(f"linear_step_(Tensor(a!) x, {_LINEAR_STEP}) -> ()", lambda x, *_: None, _linear_step_)
+define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out, "linear_step")
+define(f"linear_step_(Tensor(a!) x, {_LINEAR_STEP}) -> ()", lambda x, *_: None, _linear_step_, "linear_step")
 
 # ------------------------------------------------------------------------------------------------- langevin_step
 
@@ -217,5 +258,20 @@ define(
     _group_norm_silu.group_norm_silu_jvp,
 )
 
-# The library comes last: it fills in kernels for ops defined above.
+# The libraries come last: they fill in kernels for ops defined above, C++ before Triton.
 NATIVE, WHY_NOT_NATIVE = _load()
+TRITON = _is_installed("triton")
+_OPS, _TRITON_OPS = torch.ops.fastscore, torch.ops.fastscore_triton
+
+# What runs an op under each choice of backend: as the dispatcher finds it by the device, or the one kernel asked for.
+OVERLOADS: dict[str | None, dict[str, torch._ops.OpOverload]] = {
+    None: {name: getattr(_OPS, name).default for name in _NAMES},
+    **{
+        key.lower(): {name: getattr(_OPS, name).default for name in _NAMES if _has_kernel(name, key)}
+        for key in ("CPU", "CUDA")
+    },
+    "triton": {name: getattr(_TRITON_OPS, name).default for name in _KERNELS},
+}
+for _name in _KERNELS:
+    if TRITON and _name not in OVERLOADS["cuda"]:
+        _LIBRARY.impl(_name, _KERNELS[_name], "CUDA")

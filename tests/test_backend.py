@@ -65,13 +65,36 @@ def test_a_backend_refuses_other_devices() -> None:
             resolve(CUDA)
 
 
-def test_triton_is_not_there_yet() -> None:
-    with (
-        pytest.raises(BackendUnavailableError, match=r"'triton' is not available: .* has no Triton kernels yet"),
-        backend("triton"),
-    ):
+def test_triton_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_backend, "INTERPRETED", False)
+    message = r"'triton' is not available: torch sees no GPU; TRITON_INTERPRET=1, set before Python starts"
+    with pytest.raises(BackendUnavailableError, match=message), backend("triton"):
         pass
     assert issubclass(BackendUnavailableError, RuntimeError)
+    monkeypatch.setattr(_backend, "INTERPRETED", True)
+    assert why_not("triton") is None
+    monkeypatch.setattr(_library, "TRITON", False)
+    assert str(why_not("triton")).startswith("triton is not installed; it comes with")
+
+
+def test_triton_takes_the_place_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without the CUDA kernels: no nvcc, or not one of NVIDIA's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_library, "build_info", lambda: {"cuda": None})
+    assert resolve(CUDA) == "triton"
+
+
+def test_every_op_has_a_kernel_on_cuda_tensors() -> None:
+    """Of C++, or else of Triton."""
+    for name in _library.OVERLOADS["triton"]:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastscore::{name}", "CUDA"), name
+
+
+def test_a_backend_without_a_kernel_for_an_op_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_library.OVERLOADS, "cpu", {})
+    with backend("cpu"), pytest.raises(BackendUnavailableError, match="backend 'cpu' has no kernel for linear_step;"):
+        linear_step(torch.zeros(2), [], torch.zeros(2))
 
 
 def test_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +134,7 @@ def test_unknown_names() -> None:
             "imported",
             "ValueError: FASTSCORE_BACKEND must be one of auto, reference, cpu, triton, cuda, got",
         ),
-        ("triton", "imported", "BackendUnavailableError: FASTSCORE_BACKEND: 'triton' is not available: this version"),
+        ("triton", "imported", "BackendUnavailableError: FASTSCORE_BACKEND: 'triton' is not available: torch sees"),
     ],
 )
 def test_environment(value: str, printed: str, error: str) -> None:

@@ -72,6 +72,8 @@ def _imports(tree: ast.AST, module: str, is_package: bool, lazy: bool = False) -
                 yield f"{base}.{alias.name}", inside, node.lineno
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
             target = node.args[0]
+            if isinstance(target, ast.JoinedStr):  # f"fastscore.kernels.{name}": what it starts with says the package
+                target = target.values[0]
             assert isinstance(target, ast.Constant), f"{module}:{node.lineno}: import_module of a computed name"
             yield target.value, inside, node.lineno
         if not _is_type_checking(node):

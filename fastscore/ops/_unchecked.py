@@ -31,7 +31,7 @@ def unchecked(device: torch.device) -> Unchecked:
         ValueError: the backend chosen does not take tensors of this device.
     """
     if _backend.resolve(device) != "reference":
-        return Unchecked(*(getattr(torch.ops.fastscore, name).default for name in Unchecked._fields))
+        return Unchecked(*(_backend.op(name) for name in Unchecked._fields))
     return Unchecked(
         lambda x, history, row, z, rng, ids: linear_step(x, history, row, noise=z, rng=rng, samples=ids),
         lambda x, history, row, z, rng, ids: linear_step_(x, history, row, noise=z, rng=rng, samples=ids),

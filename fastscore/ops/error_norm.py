@@ -15,8 +15,6 @@ MAX_TERMS = 9
 _COLUMNS = tuple(f"[{', '.join(f'c_{k + 1}' for k in range(count))}]" for count in range(MAX_TERMS + 1))
 _OP = "error_norm"
 
-_error_norm = torch.ops.fastscore.error_norm.default
-
 
 def error_norm(
     terms: Sequence[Tensor],
@@ -66,7 +64,7 @@ def error_norm(
         asked = asked or torch._C._are_functorch_transforms_active()  # vmap has no rule for the op
     if asked:
         return reference.error_norm(terms, coefficients, u, v, atol=atol, rtol=rtol, kind=kind)
-    return _error_norm(terms, coefficients, u, v, atol, rtol, kind)
+    return _backend.op("error_norm")(terms, coefficients, u, v, atol, rtol, kind)
 
 
 def _check(

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore import _backend, _checks, _library
+from fastscore import _backend, _checks
 from fastscore.ops._derivatives import needs_function
 
 _reference = import_module("fastscore.reference.group_norm_silu")
-_ops = torch.ops.fastscore
-_fwd, _bwd, _jvp = (getattr(_ops, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp"))
-assert _library  # it defines them
 
 _OP = "group_norm_silu"
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
 _DOUBLE = (torch.float64,)
 Optional = Tensor | None
 Result = tuple[Optional, ...]
+
+
+def _op(kind: str) -> Callable[..., Any]:
+    return _backend.op(f"{_OP}_{kind}")
 
 
 def group_norm_silu(
@@ -76,7 +77,7 @@ def group_norm_silu(
         return _GroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
     if needs_function(*tensors):
         return _TransformableGroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
-    return _fwd(*tensors, num_groups, eps, silu)[0]
+    return _op("fwd")(*tensors, num_groups, eps, silu)[0]
 
 
 def _check(
@@ -148,7 +149,7 @@ class _GroupNormSiLU(torch.autograd.Function):
         eps: float,
         silu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _fwd(x, weight, bias, add, scale, shift, num_groups, eps, silu)
+        return _op("fwd")(x, weight, bias, add, scale, shift, num_groups, eps, silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -160,7 +161,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Result:
         grad_y = grads[0]
-        gradients = _bwd(grad_y, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+        gradients = _op("bwd")(grad_y, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
         return *_where_needed(gradients, ctx.needs_input_grad), None, None, None
 
 
@@ -169,7 +170,7 @@ class _TransformableGroupNormSiLU(_GroupNormSiLU):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _fwd(*args)
+        return _op("fwd")(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -183,7 +184,7 @@ class _TransformableGroupNormSiLU(_GroupNormSiLU):
         if needs_function(grad_y, *tensors):
             gradients = _Vjp.apply(grad_y, *tensors, ctx.num_groups, ctx.eps, ctx.silu)
         else:
-            gradients = _bwd(grad_y, *tensors, ctx.num_groups, ctx.silu)
+            gradients = _op("bwd")(grad_y, *tensors, ctx.num_groups, ctx.silu)
         return *_where_needed(gradients, ctx.needs_input_grad), None, None, None
 
     @staticmethod
@@ -204,7 +205,7 @@ class _Vjp(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, num_groups, _, silu = args
-        return _bwd(*tensors, num_groups, silu)
+        return _op("bwd")(*tensors, num_groups, silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -247,7 +248,7 @@ class _Jvp(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> Tensor:
         *tensors, num_groups, _, silu = args
-        return _jvp(*tensors, num_groups, silu)
+        return _op("jvp")(*tensors, num_groups, silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -10,9 +10,6 @@ from torch import Tensor
 from fastscore import _backend, _checks, reference
 from fastscore.ops._derivatives import copied, needs_function
 
-_langevin_step = torch.ops.fastscore.langevin_step.default
-_langevin_step_ = torch.ops.fastscore.langevin_step_.default
-
 
 def langevin_step(
     x: Tensor,
@@ -62,7 +59,7 @@ def langevin_step(
                 x, h, coefficients, noise=noise, rng=rng, samples=samples, per_sample=per_sample
             )
         return _LangevinStep.apply(x, h, coefficients, noise, rng, samples, per_sample)
-    return _langevin_step(x, h, coefficients, noise, rng, samples, per_sample)
+    return _backend.op("langevin_step")(x, h, coefficients, noise, rng, samples, per_sample)
 
 
 def langevin_step_(
@@ -86,7 +83,7 @@ def langevin_step_(
             of(x), of(h), coefficients, noise=of(noise), rng=rng, samples=samples, per_sample=per_sample
         )
         return x.copy_(out)
-    _langevin_step_(x, h, coefficients, noise, rng, samples, per_sample)
+    _backend.op("langevin_step_")(x, h, coefficients, noise, rng, samples, per_sample)
     return x
 
 
@@ -141,7 +138,7 @@ def _parts(
 ) -> _Parts:
     dtype = coefficients.dtype
     p, q, tau = coefficients.reshape(-1, 3, *[1] * (x.dim() - 1)).unbind(1)
-    z = torch.ops.fastscore.philox_normal(rng, samples, x.shape, dtype) if noise is None else noise.to(dtype)
+    z = _backend.op("philox_normal")(rng, samples, x.shape, dtype) if noise is None else noise.to(dtype)
     x, h = x.to(dtype), h.to(dtype)
     g = p * x + q * h
     norm_z, norm_g = (_row_sum(v * v).sqrt() for v in (z, g))
@@ -180,7 +177,7 @@ class _LangevinStep(torch.autograd.Function):
         samples: Tensor | None,
         per_sample: bool,
     ) -> Tensor:
-        return _langevin_step(x, h, coefficients, noise, rng, samples, per_sample)
+        return _backend.op("langevin_step")(x, h, coefficients, noise, rng, samples, per_sample)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

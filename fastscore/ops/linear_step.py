@@ -16,9 +16,6 @@ _COLUMNS = tuple(
     f"[{', '.join(['a', *(f'b_{k + 1}' for k in range(count)), 's'])}]" for count in range(MAX_HISTORY + 1)
 )
 
-_linear_step = torch.ops.fastscore.linear_step.default
-_linear_step_ = torch.ops.fastscore.linear_step_.default
-
 
 def linear_step(
     x: Tensor,
@@ -65,7 +62,7 @@ def linear_step(
         if torch._C._are_functorch_transforms_active():
             return reference.linear_step(x, history, coefficients, noise=noise, rng=rng, samples=samples)
         return _LinearStep.apply(x, coefficients, noise, rng, samples, *history)
-    return _linear_step(x, history, coefficients, noise, rng, samples)
+    return _backend.op("linear_step")(x, history, coefficients, noise, rng, samples)
 
 
 def linear_step_(
@@ -87,7 +84,7 @@ def linear_step_(
         of = copied(x)
         past = [of(h) for h in history]
         return x.copy_(linear_step(of(x), past, coefficients, noise=of(noise), rng=rng, samples=samples))
-    _linear_step_(x, history, coefficients, noise, rng, samples)
+    _backend.op("linear_step_")(x, history, coefficients, noise, rng, samples)
     return x
 
 
@@ -144,7 +141,7 @@ class _LinearStep(torch.autograd.Function):
         samples: Tensor | None,
         *history: Tensor,
     ) -> Tensor:
-        return _linear_step(x, history, coefficients, noise, rng, samples)
+        return _backend.op("linear_step")(x, history, coefficients, noise, rng, samples)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

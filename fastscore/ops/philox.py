@@ -28,20 +28,16 @@ def philox_normal(shape: Sequence[int], rng: Tensor, samples: Tensor, dtype: tor
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    return _draw(
-        "philox_normal", torch.ops.fastscore.philox_normal, reference.philox_normal, shape, rng, samples, dtype
-    )
+    return _draw("philox_normal", reference.philox_normal, shape, rng, samples, dtype)
 
 
 def philox_rademacher(shape: Sequence[int], rng: Tensor, samples: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random signs, +1 or -1, with arguments and result as in `philox_normal`."""
-    name = "philox_rademacher"
-    return _draw(name, torch.ops.fastscore.philox_rademacher, reference.philox_rademacher, shape, rng, samples, dtype)
+    return _draw("philox_rademacher", reference.philox_rademacher, shape, rng, samples, dtype)
 
 
 def _draw(
     name: str,
-    op: Callable[..., Tensor],
     plain: Callable[..., Tensor],
     shape: Sequence[int],
     rng: Tensor,
@@ -56,4 +52,4 @@ def _draw(
     _checks.indices(name, "samples", samples, rng, shape[0], "the index of each row")
     if _backend.reference_asked(rng.device):
         return plain(shape, rng, samples, dtype)
-    return op(rng, samples, shape, dtype)
+    return _backend.op(name)(rng, samples, shape, dtype)

@@ -17,9 +17,6 @@ _COLUMNS = tuple(
     for count in range(MAX_HISTORY + 1)
 )
 
-_solver_step = torch.ops.fastscore.solver_step.default
-_solver_step_ = torch.ops.fastscore.solver_step_.default
-
 
 def solver_step(
     x: Tensor,
@@ -79,7 +76,7 @@ def solver_step(
                 x, h, history, coefficients, exponent=exponent, noise=noise, rng=rng, samples=samples
             )
         return _SolverStep.apply(x, h, coefficients, exponent, noise, rng, samples, *history)
-    return _solver_step(x, h, history, coefficients, exponent, noise, rng, samples)
+    return _backend.op("solver_step")(x, h, history, coefficients, exponent, noise, rng, samples)
 
 
 def solver_step_(
@@ -120,7 +117,7 @@ def solver_step_(
         if m is not None:
             m.copy_(kept)
         return x.copy_(out)
-    _solver_step_(x, h, history, coefficients, exponent, noise, rng, samples, m=m)
+    _backend.op("solver_step_")(x, h, history, coefficients, exponent, noise, rng, samples, m=m)
     return x
 
 
@@ -181,7 +178,7 @@ def _parts(
     if noise is not None:
         z = noise.to(dtype)
     elif rng is not None:
-        z = torch.ops.fastscore.philox_normal(rng, samples, x.shape, dtype)
+        z = _backend.op("philox_normal")(rng, samples, x.shape, dtype)
     x, h = x.to(dtype), h.to(dtype)
     raw = p * x + q * h
     above, below = raw > c, raw < -c
@@ -224,7 +221,7 @@ class _SolverStep(torch.autograd.Function):
         samples: Tensor | None,
         *history: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        return _solver_step(x, h, history, coefficients, exponent, noise, rng, samples)
+        return _backend.op("solver_step")(x, h, history, coefficients, exponent, noise, rng, samples)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

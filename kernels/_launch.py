@@ -1,0 +1,21 @@
+"""How every kernel is started: on the device of its tensors, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+LAUNCHES: Counter[str] = Counter()
+"""How often each kernel was started, by its name: what tests look at to see which backend ran."""
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
+    """Start `programs` instances of a Triton kernel on the current stream of `device`."""
+    LAUNCHES[kernel.__name__] += 1
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[(programs,)](*args, **options)
+    else:
+        kernel[(programs,)](*args, **options)

@@ -1,0 +1,125 @@
+"""States as the step kernels see them: every sample dense in one of two orders, samples a stride apart."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._philox import normal4
+
+BLOCK = 1024  # elements to a program
+
+
+class Layout(NamedTuple):
+    """The order of the elements of a sample in memory: `pixels` rows of `channels`, and channels = 1 if contiguous."""
+
+    pixels: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        return self.pixels * self.channels
+
+    @property
+    def tiles(self) -> int:
+        """Programs to a sample."""
+        return triton.cdiv(-(-self.size // 4), BLOCK // 4)
+
+
+class Operand(NamedTuple):
+    """A tensor (B, ...) whose samples have the layout, and the distance of its samples in elements."""
+
+    tensor: Tensor
+    stride: int
+
+
+def layout_of(x: Tensor) -> Layout | None:
+    """The layout of the samples of x, or None where they have neither."""
+    if _dense(x, range(x.ndim - 1, 0, -1)):
+        return Layout(math.prod(x.shape[1:]), 1)
+    if x.ndim > 2 and _dense(x, (1, *range(x.ndim - 1, 1, -1))):
+        return Layout(math.prod(x.shape[2:]), x.shape[1])
+    return None
+
+
+def operand(tensor: Tensor, layout: Layout) -> Operand:
+    """The tensor in a layout: itself, or a copy."""
+    if layout_of(tensor) != layout:
+        last = layout.channels > 1
+        tensor = tensor.movedim(1, -1).contiguous().movedim(-1, 1) if last else tensor.contiguous()
+    return Operand(tensor, layout.size if tensor.shape[0] == 1 else tensor.stride(0))
+
+
+def like(x: Tensor) -> Tensor:
+    """An uninitialized tensor: strides of x where x is dense, else contiguous."""
+    dense = x.numel() > 0 and torch.ops.aten.is_non_overlapping_and_dense(x)
+    return x.new_empty_strided(x.shape, x.stride()) if dense else x.new_empty(x.shape)
+
+
+def safe_to_read(read: Tensor, written: Tensor) -> Tensor:
+    """`read` as an op in place may read it while it writes `written`: a copy where they share memory in another way.
+
+    Raises:
+        RuntimeError: both are dense, and overlap in part.
+    """
+    if read is written or read.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+        return read
+    if read.data_ptr() == written.data_ptr() and read.shape == written.shape and read.stride() == written.stride():
+        return read
+    dense = torch.ops.aten.is_non_overlapping_and_dense
+    if dense(read) and dense(written):
+        size = written.element_size()
+        distance = abs(read.data_ptr() - written.data_ptr())
+        if distance < written.numel() * size:
+            raise RuntimeError("an operand shares memory with the tensor that is written, in part; clone() it before")
+        return read
+    return read.clone()
+
+
+def _dense(x: Tensor, dims: range | tuple[int, ...]) -> bool:
+    expected = 1
+    for d in dims:
+        if x.shape[d] != 1:
+            if x.stride(d) != expected:
+                return False
+            expected *= x.shape[d]
+    return True
+
+
+@triton.jit
+def tile(number, pixels, channels: tl.constexpr, wide: tl.constexpr, block: tl.constexpr):
+    """Tile `number` of a sample of pixels * channels elements.
+
+    Returns:
+        The Philox blocks that its noise is in (block / 4,), where its elements lie in memory, and which of them there
+        are: (block,) in contiguous samples, else (block / 4, 4).
+    """
+    index = tl.arange(0, block // 4)
+    lane = tl.arange(0, 4)
+    if wide:
+        index, lane, number = index.to(tl.int64), lane.to(tl.int64), number.to(tl.int64)
+        pixels = pixels.to(tl.int64)
+    index += number * (block // 4)
+    if channels == 1:
+        offset = number * block + tl.arange(0, block)
+        there = offset < pixels
+    else:
+        if pixels % 4 == 0:
+            # neighboring threads take neighboring channels of the same four pixels, which are one block of noise
+            index = (index % channels) * (pixels // 4) + index // channels
+        logical = index[:, None] * 4 + lane[None, :]
+        offset = (logical % pixels) * channels + logical // pixels
+        there = logical < pixels * channels
+    return index, offset, there
+
+
+@triton.jit
+def drawn(rng, samples, sample, blocks, shape: tl.constexpr, dtype: tl.constexpr):
+    """The noise of a tile: normals in the shape of its offsets. rng, samples: pointers; sample: the row."""
+    normals = normal4(tl.load(rng), tl.load(rng + 1), tl.load(samples + sample), blocks, dtype)
+    return tl.reshape(normals, shape)

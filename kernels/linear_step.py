@@ -1,0 +1,126 @@
+"""One step of a fixed-step sampler on a GPU: x and the history are read once, noise is drawn in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import launch
+from ._states import BLOCK, Layout, drawn, layout_of, like, operand, safe_to_read, tile
+
+
+@triton.jit
+def linear_step_kernel(
+    out,
+    out_stride,
+    x,
+    x_stride,
+    terms,
+    strides,
+    noise,
+    noise_stride,
+    coefficients,
+    coefficient_stride,
+    rng,
+    samples,
+    pixels,
+    tiles,
+    channels: tl.constexpr,
+    wide: tl.constexpr,
+    block: tl.constexpr,
+):
+    """out = a x + sum_k b_k terms_k + s z; one program per tile of a sample."""
+    program = tl.program_id(0)
+    sample = (program // tiles).to(tl.int64)
+    blocks, offset, there = tile(program % tiles, pixels, channels, wide, block)
+    row = coefficients + sample * coefficient_stride
+    dtype: tl.constexpr = coefficients.dtype.element_ty
+    value = tl.load(row) * tl.load(x + sample * x_stride + offset, there).to(dtype)
+    for k in tl.static_range(len(terms)):
+        value += tl.load(row + k + 1) * tl.load(terms[k] + sample * strides[k] + offset, there).to(dtype)
+    s = tl.load(row + len(terms) + 1)
+    if s != 0:  # noise of weight zero is not looked at
+        if noise is not None:
+            value += s * tl.load(noise + sample * noise_stride + offset, there).to(dtype)
+        if samples is not None:
+            value += s * drawn(rng, samples, sample, blocks, offset.shape, dtype)
+    tl.store(out + sample * out_stride + offset, value.to(out.dtype.element_ty), there)
+
+
+def linear_step(
+    x: Tensor,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+) -> Tensor:
+    """`fastscore.ops.linear_step`, its arguments checked."""
+    out = like(x)
+    _compute(out, x, history, coefficients, noise, rng, samples)
+    return out
+
+
+def linear_step_(
+    x: Tensor,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+) -> None:
+    """`fastscore.ops.linear_step_`, its arguments checked."""
+    past = [safe_to_read(h, x) for h in history]
+    z = None if noise is None else safe_to_read(noise, x)
+    _compute(x, x, past, coefficients, z, rng, samples)
+
+
+def _compute(
+    out: Tensor,
+    x: Tensor,
+    history: Sequence[Tensor],
+    coefficients: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+) -> None:
+    """Into `out`, which may be x itself."""
+    if x.numel() == 0:
+        return
+    layout = layout_of(out)
+    if layout is None:
+        buffer = x.new_empty(x.shape)
+        _compute(buffer, x, history, coefficients, noise, rng, samples)
+        out.copy_(buffer)
+        return
+    target, state = operand(out, layout), operand(x, layout)
+    terms = [operand(h, layout) for h in history]
+    given = None if noise is None else operand(noise, layout)
+    rows = coefficients if coefficients.stride(-1) == 1 else coefficients.contiguous()
+    batch, row_stride = x.shape[0], rows.stride(0) if rows.ndim == 2 else 0
+    operands = [target, state, *terms, *([] if given is None else [given])]
+    if rng is None and row_stride == 0 and all(o.stride == layout.size for o in operands):
+        layout, batch = Layout(batch * layout.size, 1), 1  # nothing tells the samples apart: they are one
+    launch(
+        linear_step_kernel,
+        batch * layout.tiles,
+        x.device,
+        *target,
+        *state,
+        tuple(term.tensor for term in terms),
+        tuple(term.stride for term in terms),
+        *(given or (None, 0)),
+        rows,
+        row_stride,
+        None if rng is None else rng.contiguous(),
+        None if samples is None else samples.contiguous(),
+        layout.pixels,
+        layout.tiles,
+        channels=layout.channels,
+        wide=layout.size >= 2**31 - 4 * BLOCK,
+        block=BLOCK,
+        num_warps=4,
+    )
