@@ -80,17 +80,23 @@ class Kernel:
 
 
 @pytest.fixture(scope="session")
+def address_sanitizer() -> bool:
+    return ADDRESS
+
+
+@pytest.fixture(scope="session")
 def compile_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kernel]:
     """`compile_cuda(*sources)`: paths of .cu and .cpp files, relative to the repository, as one `Kernel`."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     folder = tmp_path_factory.mktemp("cuda_emulator")
     known: dict[tuple[str, ...], Kernel] = {}
 
     def to_object(source: Path, flags: list[str]) -> Path:
         target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True, env=environment)
         return target
 
     own = [to_object(HERE / f"{name}.cpp", []) for name in ("emulator", "fiber", "sanitizers")]
@@ -101,7 +107,7 @@ def compile_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kern
             target = folder / f"{len(known)}.so"
             # -z now: a function that nobody emulates shows here, not in the middle of a launch.
             link = ["-shared", "-Wl,-z,now", *["-fsanitize=address"] * ADDRESS]
-            subprocess.run([compiler, *link, *own, *objects, "-o", target], check=True)
+            subprocess.run([compiler, *link, *own, *objects, "-o", target], check=True, env=environment)
             known[sources] = Kernel(target)
         return known[sources]
 

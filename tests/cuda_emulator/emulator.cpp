@@ -346,7 +346,8 @@ void Shadow::check(Access access, std::int64_t index) {
   Cell& cell = cells_[index];
   const int warp = current / 32;
   const Touch now = {current, barriers, threads[current].clocks[current % 32]};
-  if (access != Access::write && !cell.initialized) fail("element " + std::to_string(index) + " is read uninitialized");
+  if (access != Access::write && !cell.initialized)
+    fail("element " + std::to_string(index) + " is read before anybody wrote it");
   if (!ordered(cell.write) && !(access == Access::atomic && cell.atomic))
     race(access == Access::read ? "reads" : "writes", "wrote", cell.write.thread, index);
   if (access == Access::read) {
@@ -415,6 +416,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
   std::iota(blocks.begin(), blocks.end(), 0);
   shuffle_by_order(blocks);
   const std::size_t known = report.size();
+  watch_addresses();
   running = true;
   failed = false;
   for (std::uint64_t b : blocks) {

@@ -25,5 +25,7 @@ void record(const std::string& what);
 std::string position();
 // Ends the launch; outside of a launch, returns.
 void stop();
+// What AddressSanitizer finds from now on, if it is loaded, is recorded.
+void watch_addresses();
 
 }  // namespace emulator

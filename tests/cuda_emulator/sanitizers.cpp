@@ -51,6 +51,22 @@ HANDLER(invalid_builtin, "a bit count of zero")
 HANDLER(pointer_overflow, "overflow of a pointer")
 HANDLER(float_cast_overflow, "a floating point number outside of the range of the integer")
 
+// There if AddressSanitizer is loaded. What it finds is already printed; here the first line is kept, and the first
+// place. The launch goes on, because its lock is held.
+extern "C" [[gnu::weak]] void __asan_set_error_report_callback(void (*)(const char*));
+
+void emulator::watch_addresses() {
+  if (!__asan_set_error_report_callback) return;
+  __asan_set_error_report_callback([](const char* report) {
+    const std::string text = report;
+    const auto line = [&](const char* start) {
+      const std::size_t at = text.find(start);
+      return at == std::string::npos ? std::string() : text.substr(at, text.find('\n', at) - at);
+    };
+    emulator::record(line("AddressSanitizer: ") + "; " + line("#0 "));
+  });
+}
+
 extern "C" void __ubsan_handle_type_mismatch_v1(const TypeMismatch* data, std::uintptr_t pointer) {
   const std::string type = data->type->name;
   const bool misaligned = (pointer & ((std::uintptr_t{1} << data->log_alignment) - 1)) != 0;

@@ -1,0 +1,5 @@
+#include "defects.h"
+
+#include "emulator.h"
+
+EMULATOR_ENTRY(defect, DefectArgs, run_defect)
