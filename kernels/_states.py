@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ._philox import normal4
 
-BLOCK = 1024  # elements to a program
+BLOCK = 2048  # elements to a program
 
 
 class Layout(NamedTuple):
@@ -55,10 +56,33 @@ def operand(tensor: Tensor, layout: Layout) -> Operand:
     return Operand(tensor, layout.size if tensor.shape[0] == 1 else tensor.stride(0))
 
 
+def warps(x: Tensor, layout: Layout) -> int:
+    """Of a program: few enough that a thread has 16 bytes of a contiguous tensor, with 64 threads to a warp as well."""
+    return 4 if x.element_size() == 2 and layout.channels == 1 else 8
+
+
 def like(x: Tensor) -> Tensor:
     """An uninitialized tensor: strides of x where x is dense, else contiguous."""
-    dense = x.numel() > 0 and torch.ops.aten.is_non_overlapping_and_dense(x)
+    dense = x.numel() > 0 and _no_gaps(x)
     return x.new_empty_strided(x.shape, x.stride()) if dense else x.new_empty(x.shape)
+
+
+def empty(x: Tensor, layout: Layout) -> Tensor:
+    """An uninitialized tensor of the shape of x in a layout."""
+    if layout.channels == 1:
+        return x.new_empty(x.shape)
+    return x.new_empty((x.shape[0], *x.shape[2:], x.shape[1])).movedim(-1, 1)
+
+
+def rows_of(coefficients: Tensor) -> tuple[Tensor, int]:
+    """Coefficients with their columns side by side, and the distance of two rows: 0 where all samples share one."""
+    rows = coefficients if coefficients.stride(-1) == 1 else coefficients.contiguous()
+    return rows, rows.stride(0) if rows.ndim == 2 else 0
+
+
+def joined(layout: Layout, batch: int, operands: Sequence[Operand]) -> tuple[Layout, int]:
+    """Layout and number of the samples where nothing tells them apart: one, where they lie one behind the other."""
+    return (Layout(batch * layout.size, 1), 1) if all(o.stride == layout.size for o in operands) else (layout, batch)
 
 
 def safe_to_read(read: Tensor, written: Tensor) -> Tensor:
@@ -67,18 +91,35 @@ def safe_to_read(read: Tensor, written: Tensor) -> Tensor:
     Raises:
         RuntimeError: both are dense, and overlap in part.
     """
-    if read is written or read.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+    if read is written or not torch._C._is_alias_of(read, written):
         return read
-    if read.data_ptr() == written.data_ptr() and read.shape == written.shape and read.stride() == written.stride():
+    same_place = read.storage_offset() == written.storage_offset()
+    if same_place and read.shape == written.shape and read.stride() == written.stride():
         return read
-    dense = torch.ops.aten.is_non_overlapping_and_dense
-    if dense(read) and dense(written):
-        size = written.element_size()
-        distance = abs(read.data_ptr() - written.data_ptr())
-        if distance < written.numel() * size:
-            raise RuntimeError("an operand shares memory with the tensor that is written, in part; clone() it before")
-        return read
-    return read.clone()
+    if _overlap(read, written):
+        raise RuntimeError("an operand shares memory with the tensor that is written, in part; clone() it before")
+    return read if _no_gaps(read) and _no_gaps(written) else read.clone()
+
+
+def check_apart(written: Tensor, read: Iterable[Tensor]) -> None:
+    """A second result has memory of its own.
+
+    Raises:
+        RuntimeError: it is dense, and overlaps a dense one of the others.
+    """
+    for other in read:
+        if torch._C._is_alias_of(written, other) and _overlap(written, other):
+            raise RuntimeError("a result shares memory with an operand; give it memory of its own")
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and storage overlap; False where they are not dense, and it cannot be told."""
+    distance = abs(one.storage_offset() - other.storage_offset())
+    return distance < one.numel() and _no_gaps(one) and _no_gaps(other)
+
+
+def _no_gaps(x: Tensor) -> bool:
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
 
 
 def _dense(x: Tensor, dims: range | tuple[int, ...]) -> bool:

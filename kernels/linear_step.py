@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._states import BLOCK, Layout, drawn, layout_of, like, operand, safe_to_read, tile
+from ._states import BLOCK, drawn, joined, layout_of, like, operand, rows_of, safe_to_read, tile, warps
 
 
 @triton.jit
@@ -99,11 +99,10 @@ def _compute(
     target, state = operand(out, layout), operand(x, layout)
     terms = [operand(h, layout) for h in history]
     given = None if noise is None else operand(noise, layout)
-    rows = coefficients if coefficients.stride(-1) == 1 else coefficients.contiguous()
-    batch, row_stride = x.shape[0], rows.stride(0) if rows.ndim == 2 else 0
-    operands = [target, state, *terms, *([] if given is None else [given])]
-    if rng is None and row_stride == 0 and all(o.stride == layout.size for o in operands):
-        layout, batch = Layout(batch * layout.size, 1), 1  # nothing tells the samples apart: they are one
+    rows, row_stride = rows_of(coefficients)
+    batch = x.shape[0]
+    if rng is None and row_stride == 0:
+        layout, batch = joined(layout, batch, [target, state, *terms, *([] if given is None else [given])])
     launch(
         linear_step_kernel,
         batch * layout.tiles,
@@ -122,5 +121,5 @@ def _compute(
         channels=layout.channels,
         wide=layout.size >= 2**31 - 4 * BLOCK,
         block=BLOCK,
-        num_warps=4,
+        num_warps=warps(x, layout),
     )

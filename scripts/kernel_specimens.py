@@ -1,0 +1,78 @@
+"""The calls that compile_kernels.py compiles kernels for, and what is asked of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE = (64, 3, 32, 32)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A call of a launcher, or a name of CUDA kernels.
+
+    Attributes:
+        name: what the report calls it.
+        call: makes the call; run with fake CUDA tensors.
+        memory_bound: whether memory bounds the kernel, so that it needs many threads in flight.
+        vector: whether its global access must be 16 bytes wide.
+        tensor_core: whether it must use tensor cores.
+        threads: of a block, for CUDA kernels; Triton knows its own.
+    """
+
+    name: str
+    call: Callable[[], Any] = lambda: None
+    memory_bound: bool = True
+    vector: bool = True
+    tensor_core: bool = False
+    threads: int = 256
+
+
+def _kernel(op: str, name: str | None = None) -> Callable[..., Any]:
+    return getattr(import_module(f"fastscore.kernels.{op}"), name or op)
+
+
+def _state(dtype: torch.dtype, last: bool, shape: tuple[int, ...] = STATE) -> Tensor:
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="cuda").to(memory_format=memory_format)
+
+
+def _coefficients(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(count, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="cuda")
+
+
+def _drawn() -> tuple[Tensor, Tensor]:
+    return torch.empty(2, dtype=torch.int64, device="cuda"), torch.empty(STATE[0], dtype=torch.int64, device="cuda")
+
+
+def _linear_step(dtype: torch.dtype, last: bool, noise: str) -> None:
+    x = _state(dtype, last)
+    given = _state(dtype, last) if noise == "given" else None
+    rng, samples = _drawn() if noise == "drawn" else (None, None)
+    _kernel("linear_step")(x, [_state(dtype, last)] * 2, _coefficients(4, dtype), given, rng, samples)
+
+
+def _steps() -> Iterator[Specimen]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        for last in (False, True):
+            layout = "channels-last" if last else "contiguous"
+            for noise in ("drawn", "none"):
+                call = partial(_linear_step, dtype, last, noise)
+                yield Specimen(f"linear_step {name} {layout} noise {noise}", call, vector=not last)
+
+
+TRITON_SPECIMENS = [*_steps()]
+
+# By a pattern of the kernel's name with its template arguments; the first that fits.
+CUDA_SPECIMENS = {
+    r"linear_step_kernel<.*true": Specimen("linear_step, whole words"),
+    r"linear_step_kernel<.*false": Specimen("linear_step, any layout", vector=False),
+}
