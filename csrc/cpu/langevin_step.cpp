@@ -16,7 +16,7 @@ namespace fastscore {
 namespace {
 
 constexpr const char* op = "langevin_step";
-constexpr std::int64_t max_channels = langevin_tile / 4;  // of the channels-last path; more are rearranged
+constexpr std::int64_t max_channels = step_tile / 4;  // of the channels-last path; more are rearranged
 
 LaunchCounter launches("langevin_step");
 
@@ -90,15 +90,16 @@ void run(const at::Tensor& out, const at::Tensor& x, const at::Tensor& h, const 
     args.samples = index.const_data_ptr<std::int64_t>();
   }
 
-  const std::int64_t pixels = langevin_tile / args.channels / 4 * 4;
-  const LangevinTiles tiles{(size + langevin_tile - 1) / langevin_tile, pixels, (args.pixels + pixels - 1) / pixels};
-  const std::int64_t tile = std::min(size, langevin_tile);
+  const std::int64_t pixels = step_tile / args.channels / 4 * 4;
+  const StepTiles tiles{pixels, (args.pixels + pixels - 1) / pixels};
+  const std::int64_t logical = (size + step_tile - 1) / step_tile;  // tiles of the first pass in a sample
+  const std::int64_t tile = std::min(size, step_tile);
   // Tiles that one thread should have before a second is worth waking.
   const std::int64_t grain = std::max<std::int64_t>((rng ? 8192 : 32768) / tile, 1);
-  std::vector<double> sums(2 * args.batch * tiles.elements_per_sample);
+  std::vector<double> sums(2 * args.batch * logical);
   const auto norms = FASTSCORE_KERNEL(langevin_norms);
-  at::parallel_for(0, args.batch * tiles.elements_per_sample, grain,
-                   [&](std::int64_t begin, std::int64_t end) { norms(args, tiles, sums.data(), begin, end); });
+  at::parallel_for(0, args.batch * logical, grain,
+                   [&](std::int64_t begin, std::int64_t end) { norms(args, logical, sums.data(), begin, end); });
 
   const auto weights =
       args.dtype == Dtype::f64
@@ -110,7 +111,7 @@ void run(const at::Tensor& out, const at::Tensor& x, const at::Tensor& h, const 
               return static_cast<const float*>(args.coefficients) + b * args.coefficient_stride;
             });
   const auto update = FASTSCORE_KERNEL(langevin_update);
-  at::parallel_for(0, args.batch * tiles.pixels_per_sample, grain,
+  at::parallel_for(0, args.batch * tiles.per_sample, grain,
                    [&](std::int64_t begin, std::int64_t end) { update(args, tiles, weights.data(), begin, end); });
   launches.cpu();
 }

@@ -17,8 +17,8 @@ constexpr std::int64_t grain_drawing = 8192, grain_moving = 32768;
 }  // namespace
 
 void linear_step_launch_cpu(const LinearStepArgs& args, const at::Tensor&) {
-  const std::int64_t whole = linear_step_tile / args.channels / 4 * 4;
-  const LinearStepTiles tiles{whole, (args.pixels + whole - 1) / whole};
+  const std::int64_t whole = step_tile / args.channels / 4 * 4;
+  const StepTiles tiles{whole, (args.pixels + whole - 1) / whole};
   const std::int64_t elements = std::min(whole, args.pixels) * args.channels;
   const std::int64_t grain = (args.samples != nullptr ? grain_drawing : grain_moving) / elements;
   const auto kernel = FASTSCORE_KERNEL(linear_step);

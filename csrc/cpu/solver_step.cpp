@@ -13,7 +13,7 @@ namespace fastscore {
 namespace {
 
 constexpr const char* op = "solver_step";
-constexpr std::int64_t max_channels = solver_step_tile / 4;  // of the channels-last path; more are rearranged
+constexpr std::int64_t max_channels = step_tile / 4;  // of the channels-last path; more are rearranged
 // Elements that one thread should have before a second is worth waking.
 constexpr std::int64_t grain_drawing = 8192, grain_moving = 32768;
 
@@ -102,8 +102,8 @@ void run(const at::Tensor& out, const at::Tensor& m, const Inputs& in, Layout la
     args.channels = args.batch = 1;
   }
 
-  const std::int64_t whole = solver_step_tile / args.channels / 4 * 4;
-  const SolverStepTiles tiles{whole, (args.pixels + whole - 1) / whole};
+  const std::int64_t whole = step_tile / args.channels / 4 * 4;
+  const StepTiles tiles{whole, (args.pixels + whole - 1) / whole};
   const std::int64_t tile = std::min(whole, args.pixels) * args.channels;
   const std::int64_t grain = (in.rng || args.exponent.data != nullptr ? grain_drawing : grain_moving) / tile;
   const auto kernel = FASTSCORE_KERNEL(solver_step);

@@ -91,16 +91,7 @@ void run(const ErrorNormArgs& args, ErrorNormTiles tiles, double* sums, std::int
 }  // namespace
 
 void error_norm(const ErrorNormArgs& args, ErrorNormTiles tiles, double* sums, std::int64_t begin, std::int64_t end) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return run<float>(args, tiles, sums, begin, end);
-    case Dtype::f64:
-      return run<double>(args, tiles, sums, begin, end);
-    case Dtype::bf16:
-      return run<bf16>(args, tiles, sums, begin, end);
-    case Dtype::f16:
-      return run<f16>(args, tiles, sums, begin, end);
-  }
+  for_dtype(args.dtype, [&](auto like) { run<decltype(like)>(args, tiles, sums, begin, end); });
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

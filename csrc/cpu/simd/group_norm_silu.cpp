@@ -562,40 +562,29 @@ void channels_last_write(const Args& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define FASTSCORE_FOR_DTYPE(dtype, function) \
-  switch (dtype) {                           \
-    case Dtype::f32:                         \
-      return function(float);                \
-    case Dtype::f64:                         \
-      return function(double);               \
-    case Dtype::bf16:                        \
-      return function(bf16);                 \
-    case Dtype::f16:                         \
-      return function(f16);                  \
-  }
-#define FASTSCORE_CONTIGUOUS(T) \
-  args.silu ? contiguous<T, true>(args, begin, end) : contiguous<T, false>(args, begin, end)
-#define FASTSCORE_PREPARE(T) channels_last_prepare<T>(args, begin, end)
-#define FASTSCORE_SUM(T) \
-  args.silu ? channels_last_sum<T, true>(args, begin, end) : channels_last_sum<T, false>(args, begin, end)
-#define FASTSCORE_FINISH(T) channels_last_finish<T>(args, begin, end)
-#define FASTSCORE_WRITE(T) \
-  args.silu ? channels_last_write<T, true>(args, begin, end) : channels_last_write<T, false>(args, begin, end)
-
 void group_norm_silu_contiguous(const Args& args, int64_t begin, int64_t end) {
-  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_CONTIGUOUS)
+  for_dtype(args.dtype, [&](auto like) {
+    using T = decltype(like);
+    args.silu ? contiguous<T, true>(args, begin, end) : contiguous<T, false>(args, begin, end);
+  });
 }
 void group_norm_silu_channels_last_prepare(const Args& args, int64_t begin, int64_t end) {
-  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_PREPARE)
+  for_dtype(args.dtype, [&](auto like) { channels_last_prepare<decltype(like)>(args, begin, end); });
 }
 void group_norm_silu_channels_last_sum(const Args& args, int64_t begin, int64_t end) {
-  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_SUM)
+  for_dtype(args.dtype, [&](auto like) {
+    using T = decltype(like);
+    args.silu ? channels_last_sum<T, true>(args, begin, end) : channels_last_sum<T, false>(args, begin, end);
+  });
 }
 void group_norm_silu_channels_last_finish(const Args& args, int64_t begin, int64_t end) {
-  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_FINISH)
+  for_dtype(args.dtype, [&](auto like) { channels_last_finish<decltype(like)>(args, begin, end); });
 }
 void group_norm_silu_channels_last_write(const Args& args, int64_t begin, int64_t end) {
-  FASTSCORE_FOR_DTYPE(args.dtype, FASTSCORE_WRITE)
+  for_dtype(args.dtype, [&](auto like) {
+    using T = decltype(like);
+    args.silu ? channels_last_write<T, true>(args, begin, end) : channels_last_write<T, false>(args, begin, end);
+  });
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

@@ -1,6 +1,6 @@
 #include "cpu/simd/langevin_step.h"
 
-#include "cpu/simd/normal.h"
+#include "cpu/simd/tile.h"
 #include "cpu/simd/vec.h"
 
 namespace fastscore::FASTSCORE_ISA {
@@ -79,13 +79,13 @@ struct Sample {
 };
 
 template <class T>
-void norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin, std::int64_t end) {
+void norms(const LangevinStepArgs& args, std::int64_t per_sample, double* sums, std::int64_t begin, std::int64_t end) {
   using Real = typename Acc<T>::scalar;
-  T x[langevin_tile], h[langevin_tile], noise[langevin_tile];
+  T x[step_tile], h[step_tile], noise[step_tile];
   const std::int64_t size = args.pixels * args.channels;
   for (std::int64_t tile = begin; tile < end; ++tile) {
-    const std::int64_t b = tile / tiles.elements_per_sample, first = tile % tiles.elements_per_sample * langevin_tile;
-    const std::int64_t n = size - first < langevin_tile ? size - first : langevin_tile;
+    const std::int64_t b = tile / per_sample, first = tile % per_sample * step_tile;
+    const std::int64_t n = size - first < step_tile ? size - first : step_tile;
     const Sample<T> sample(args, b);
     const T* tile_x = in_logical_order(args, sample.x, first, n, x);
     const T* tile_h = in_logical_order(args, sample.h, first, n, h);
@@ -102,7 +102,7 @@ void norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std:
     if constexpr (sizeof(Real) == sizeof(float)) {
       sums[2 * tile] = stream.squared_norm(first, n);
     } else {
-      Real z[langevin_tile];
+      Real z[step_tile];
       stream.fill_normals(first, n, z);
       sums[2 * tile] = squared_norm<T>(n, [&](std::int64_t i, std::int64_t rest) { return load_some(z + i, rest); });
     }
@@ -110,62 +110,36 @@ void norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std:
 }
 
 template <class T>
-void update(const LangevinStepArgs& args, LangevinTiles tiles, const double* weights, std::int64_t begin,
+void update(const LangevinStepArgs& args, StepTiles tiles, const double* weights, std::int64_t begin,
             std::int64_t end) {
   using Real = typename Acc<T>::scalar;
-  Real drawn[langevin_tile], row[langevin_tile];
-  for (std::int64_t tile = begin; tile < end; ++tile) {
-    const std::int64_t b = tile / tiles.pixels_per_sample, pixel = tile % tiles.pixels_per_sample * tiles.pixels;
-    const std::int64_t pixels = args.pixels - pixel < tiles.pixels ? args.pixels - pixel : tiles.pixels;
-    const std::int64_t offset = pixel * args.channels, n = pixels * args.channels;
+  Real drawn[step_tile];
+  for (std::int64_t t = begin; t < end; ++t) {
+    const Tile tile(args, tiles, t);
+    const std::int64_t b = tile.sample;
     const Sample<T> sample(args, b);
-    const T *x = sample.x + offset, *h = sample.h + offset;
+    const T *x = sample.x + tile.offset, *h = sample.h + tile.offset;
+    T* out = sample.out + tile.offset;
     const Real step = static_cast<Real>(weights[2 * b]), width = static_cast<Real>(weights[2 * b + 1]);
     if (sample.noise != nullptr) {
-      move(sample.out + offset, x, h, sample.noise + offset, sample.p, sample.q, step, width, n);
-      continue;
-    }
-    const PhiloxStream stream(args.rng[0], args.rng[1], args.samples[b]);
-    if (args.channels == 1) {
-      stream.fill_normals(pixel, n, drawn);
+      move(out, x, h, sample.noise + tile.offset, sample.p, sample.q, step, width, tile.n);
     } else {
-      for (std::int64_t c = 0; c < args.channels; ++c) {
-        stream.fill_normals(c * args.pixels + pixel, pixels, row);
-        for (std::int64_t i = 0; i < pixels; ++i) drawn[i * args.channels + c] = row[i];
-      }
+      tile.draw(args, drawn);
+      move(out, x, h, drawn, sample.p, sample.q, step, width, tile.n);
     }
-    move(sample.out + offset, x, h, drawn, sample.p, sample.q, step, width, n);
   }
 }
 
 }  // namespace
 
-void langevin_norms(const LangevinStepArgs& args, LangevinTiles tiles, double* sums, std::int64_t begin,
+void langevin_norms(const LangevinStepArgs& args, std::int64_t per_sample, double* sums, std::int64_t begin,
                     std::int64_t end) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return norms<float>(args, tiles, sums, begin, end);
-    case Dtype::f64:
-      return norms<double>(args, tiles, sums, begin, end);
-    case Dtype::bf16:
-      return norms<bf16>(args, tiles, sums, begin, end);
-    case Dtype::f16:
-      return norms<f16>(args, tiles, sums, begin, end);
-  }
+  for_dtype(args.dtype, [&](auto like) { norms<decltype(like)>(args, per_sample, sums, begin, end); });
 }
 
-void langevin_update(const LangevinStepArgs& args, LangevinTiles tiles, const double* weights, std::int64_t begin,
+void langevin_update(const LangevinStepArgs& args, StepTiles tiles, const double* weights, std::int64_t begin,
                      std::int64_t end) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return update<float>(args, tiles, weights, begin, end);
-    case Dtype::f64:
-      return update<double>(args, tiles, weights, begin, end);
-    case Dtype::bf16:
-      return update<bf16>(args, tiles, weights, begin, end);
-    case Dtype::f16:
-      return update<f16>(args, tiles, weights, begin, end);
-  }
+  for_dtype(args.dtype, [&](auto like) { update<decltype(like)>(args, tiles, weights, begin, end); });
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

@@ -44,29 +44,11 @@ void rademacher_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t e
 }  // namespace
 
 void philox_normal(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return normal_tiles<float>(args, begin, end);
-    case Dtype::f64:
-      return normal_tiles<double>(args, begin, end);
-    case Dtype::bf16:
-      return normal_tiles<bf16>(args, begin, end);
-    case Dtype::f16:
-      return normal_tiles<f16>(args, begin, end);
-  }
+  for_dtype(args.dtype, [&](auto like) { normal_tiles<decltype(like)>(args, begin, end); });
 }
 
 void philox_rademacher(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return rademacher_tiles<float>(args, begin, end);
-    case Dtype::f64:
-      return rademacher_tiles<double>(args, begin, end);
-    case Dtype::bf16:
-      return rademacher_tiles<bf16>(args, begin, end);
-    case Dtype::f16:
-      return rademacher_tiles<f16>(args, begin, end);
-  }
+  for_dtype(args.dtype, [&](auto like) { rademacher_tiles<decltype(like)>(args, begin, end); });
 }
 
 void philox_words(std::int64_t seed, std::int64_t draw, std::int64_t sample, std::int64_t first_block,

@@ -61,6 +61,21 @@ struct Acc<double> {
   static constexpr int lanes = lanes64;
 };
 
+// f(T{}) for the element type T that `dtype` names.
+template <class F>
+FASTSCORE_INLINE void for_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f32:
+      return f(float{});
+    case Dtype::f64:
+      return f(double{});
+    case Dtype::bf16:
+      return f(bf16{});
+    case Dtype::f16:
+      return f(f16{});
+  }
+}
+
 // Vectors of half the bytes: what lanes32 16-bit elements, or lanes64 32-bit elements, fill.
 using vu16_half = std::uint16_t __attribute__((vector_size(vector_bytes / 2)));
 using vu32_half = std::uint32_t __attribute__((vector_size(vector_bytes / 2)));
