@@ -1,10 +1,7 @@
 """group_norm_silu: every version against the reference, its derivatives, its traces, and what must not change a bit."""
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +17,10 @@ from fastscore import _backend, _library, reference
 from fastscore.ops import group_norm_silu
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, make_input
+from fastscore.testing.ops import DTYPES, run_on
 
 RAW = {kind: getattr(torch.ops.fastscore, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp")}
 SPECIFICATION = importlib.import_module("fastscore.reference.group_norm_silu")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAMES = ("x", "weight", "bias", "add", "scale", "shift")
 SHAPES = (
     ((3, 12), 4),  # no pixels
@@ -467,27 +464,17 @@ def test_raw_launchers() -> None:
 
 
 PROBE = """
-import sys, torch
-from fastscore import _library
-cases = torch.load(sys.argv[1])
 results = []
 for tensors, grad_y, along, groups in cases:
     y, mean, rstd = torch.ops.fastscore.group_norm_silu_fwd(*tensors, groups, 1e-5, True)
     grads = torch.ops.fastscore.group_norm_silu_bwd(grad_y, *tensors, mean, rstd, groups, True)
     y_t = torch.ops.fastscore.group_norm_silu_jvp(*tensors, mean, rstd, *along, groups, True)
     results.append((y, grads, y_t))
-torch.save((results, _library.NATIVE.launches(), _library.build_info()["isa"]), sys.argv[2])
 """
 
 
 @native
-@pytest.mark.parametrize(("capability", "isa"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
-def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
-    if isa not in _library.build_info()["isas"]:
-        pytest.skip(f"{isa} is not compiled for this machine")
-    here = torch.backends.cpu.get_cpu_capability()
-    if isa not in {"AVX512": ["baseline", "avx2", "avx512"], "AVX2": ["baseline", "avx2"]}.get(here, ["baseline"]):
-        pytest.skip(f"this CPU has no {isa}, or ATEN_CPU_CAPABILITY rules it out")
+def test_every_instruction_set(isa: str, tmp_path) -> None:
     cases = [
         (make_case(shape, dtype, layout), groups)
         for shape, groups in (((2, 12, 9, 7), 3), ((2, 3, 16, 16), 1))
@@ -498,11 +485,7 @@ def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
         (list(case.values()), like({"x": case["x"]}, 40)["x"], list(like(case, 60).values()), groups)
         for case, groups in cases
     ]
-    torch.save(saved, tmp_path / "cases")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    subprocess.run([sys.executable, "-c", PROBE, tmp_path / "cases", tmp_path / "results"], env=environment, check=True)
-    results, launches, used = torch.load(tmp_path / "results")
-    assert used == isa
+    results, launches = run_on(isa, PROBE, saved, tmp_path)
     assert launches == {f"group_norm_silu_{kind}.{isa}": len(cases) for kind in RAW}
     for (case, groups), (y, grads, y_t) in zip(cases, results, strict=True):
         assert_parity("value", case, groups, {"y": y})

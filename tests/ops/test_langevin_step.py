@@ -1,9 +1,7 @@
 """langevin_step: every version against the reference, its derivatives, its traces, and what must not change a bit."""
 
 import math
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +13,21 @@ from fastscore._checks import accumulation_dtype
 from fastscore.ops import langevin_step, langevin_step_, philox_normal
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.ops import (
+    BAD_OUTPUT,
+    BAD_STATE,
+    DTYPES,
+    RNG,
+    Rows,
+    assert_bits_hold_by_batch,
+    assert_bits_hold_by_threads_and_format,
+    assert_one_native_launch,
+    bad_coefficients,
+    run_op_on,
+)
 
 RAW = torch.ops.fastscore.langevin_step.default
 RAW_ = torch.ops.fastscore.langevin_step_.default
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-RNG = torch.tensor([2**40 + 17, 5])
 # One element a sample, less than a vector, several tiles, channels-last with and without whole groups of four pixels.
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
 
@@ -152,14 +160,7 @@ def test_nan_stays_in_its_sample() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_backends_ran(layout: str) -> None:
     x, h, coefficients, keywords = make_case((4, 3, 6, 10), layout=layout)
-    key = f"langevin_step.{_library.build_info()['isa']}"
-    _library.NATIVE.reset_launches()
-    langevin_step(x, h, coefficients, **keywords)
-    expected = {} if layout == "empty" else {key: 1}  # nothing to do, nothing launched
-    assert _library.NATIVE.launches() == expected
-    with _backend.backend("reference"):
-        langevin_step(x, h, coefficients, **keywords)
-    assert _library.NATIVE.launches() == expected
+    assert_one_native_launch("langevin_step", layout, lambda: langevin_step(x, h, coefficients, **keywords))
 
 
 @native
@@ -183,7 +184,7 @@ def test_bits_do_not_depend_on_batch_threads_or_format(
 ) -> None:
     x, h, coefficients, keywords = make_case(shape, dtype, noise=noise)
 
-    def step(rows: slice | Tensor, layout: str = "contiguous", per_sample: bool = True) -> Tensor:
+    def step(rows: Rows, layout: str, per_sample: bool = True) -> Tensor:
         some = {
             k: v if k == "rng" else as_layout(v[rows], layout if k == "noise" else "contiguous")
             for k, v in keywords.items()
@@ -192,20 +193,10 @@ def test_bits_do_not_depend_on_batch_threads_or_format(
             as_layout(x[rows], layout), as_layout(h[rows], layout), coefficients, per_sample=per_sample, **some
         )
 
-    for per_sample in (True, False):
-        with threads(1):
-            want = step(slice(None), per_sample=per_sample)
-        with threads(2):
-            assert torch.equal(step(slice(None), per_sample=per_sample), want), "threads"
-        for layout in ("channels_last", "permuted", "sliced") if len(shape) == 4 else ("permuted", "sliced"):
-            assert torch.equal(step(slice(None), layout, per_sample), want), layout
-    want = step(slice(None))
-    for split in (1, 5):
-        parts = [step(slice(i, i + split)) for i in range(0, 12, split)]
-        assert torch.equal(torch.cat(parts), want), "batch split"
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(step(order), want[order]), "batch order"
-    assert not torch.equal(step(slice(None), per_sample=False)[:1], step(slice(0, 1), per_sample=False))  # as published
+    assert_bits_hold_by_batch(step, assert_bits_hold_by_threads_and_format(step, shape, threads))
+    whole_batch = partial(step, per_sample=False)
+    want = assert_bits_hold_by_threads_and_format(whole_batch, shape, threads)
+    assert not torch.equal(want[:1], whole_batch(slice(0, 1), "contiguous"))  # as published
 
 
 @native
@@ -240,36 +231,19 @@ def test_drawn_is_the_noise_function(dtype: torch.dtype) -> None:
         torch.testing.assert_close(drawn, given, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
-PROBE = """
-import sys, torch
-from fastscore import _library
-from fastscore.ops import langevin_step
-cases = torch.load(sys.argv[1])
-results = [langevin_step(x, h, c, **keywords, per_sample=p) for x, h, c, keywords, p in cases]
-torch.save((results, _library.NATIVE.launches()), sys.argv[2])
-"""
-
-
 @native
-@pytest.mark.parametrize(("capability", "isa"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
-def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
-    best = {"AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    if {"baseline": 0, "avx2": 1, "avx512": 2}[isa] > best:
-        pytest.skip(f"this CPU has no {isa}")
+def test_every_instruction_set(isa: str, tmp_path) -> None:
     cases = [
-        (*make_case(shape, dtype, layout, noise, rows=True), per_sample)
+        (*arguments, keywords | {"per_sample": per_sample})
         for shape, layout in (((3, 2163), "contiguous"), ((2, 3, 7, 9), "channels_last"))
         for dtype in DTYPES
         for noise in ("drawn", "given")
+        for *arguments, keywords in [make_case(shape, dtype, layout, noise, rows=True)]
         for per_sample in (False, True)
     ]
-    torch.save(cases, tmp_path / "cases")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    subprocess.run([sys.executable, "-c", PROBE, tmp_path / "cases", tmp_path / "results"], env=environment, check=True)
-    results, launches = torch.load(tmp_path / "results")
-    assert launches == {f"langevin_step.{isa}": len(cases)}
-    for case, actual in zip(cases, results, strict=True):
-        assert_parity(actual, *case)
+    results = run_op_on(isa, "langevin_step", cases, tmp_path)
+    for (x, h, coefficients, keywords), actual in zip(cases, results, strict=True):
+        assert_parity(actual, x, h, coefficients, keywords, keywords.pop("per_sample"))
 
 
 # ------------------------------------------------------------------------------------------------ derivatives
@@ -434,17 +408,12 @@ def test_compile(per_sample: bool) -> None:
 
 # ------------------------------------------------------------------------------------------------ bad input
 
-X, ROW, SAMPLES = torch.zeros(2, 3), torch.zeros(3), torch.arange(2)
-DRAWN = {"rng": RNG, "samples": SAMPLES}
+X, ROW = torch.zeros(2, 3), torch.zeros(3)
+DRAWN = {"rng": RNG, "samples": torch.arange(2)}
 BAD = [
-    (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
-    (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", {"x": torch.zeros(2, 3).long()}),
-    (ValueError, r"x must have a batch dimension, got shape \(\)", {"x": torch.zeros(())}),
-    (ValueError, r"h must have the shape of x, \(2, 3\), got \(3, 2\)", {"h": torch.zeros(3, 2)}),
-    (TypeError, "h must have the dtype of x, torch.float32, got torch.float64", {"h": X.double()}),
-    (ValueError, "h must be on the device of x, cpu, got meta", {"h": X.to("meta")}),
-    (TypeError, "coefficients must be a tensor, got tuple", {"coefficients": (1.0, 2.0, 3.0)}),
-    (TypeError, "coefficients must be torch.float32 for torch.float32 tensors", {"coefficients": ROW.double()}),
+    *BAD_STATE,
+    *BAD_OUTPUT,
+    *bad_coefficients(ROW),
     (
         ValueError,
         r"coefficients must have shape \(3,\) or \(2, 3\), that is \[p, q, tau\], got \(2,\)",

@@ -1,9 +1,5 @@
 """linear_step: every version against the reference, its derivatives, its traces, and what must not change a bit."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,11 +11,22 @@ from fastscore._checks import accumulation_dtype
 from fastscore.ops import linear_step, linear_step_
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.ops import (
+    BAD_HISTORY,
+    BAD_NOISE,
+    BAD_STATE,
+    DTYPES,
+    RNG,
+    Rows,
+    assert_bits_hold_by_batch,
+    assert_bits_hold_by_threads_and_format,
+    assert_one_native_launch,
+    bad_coefficients,
+    run_op_on,
+)
 
 RAW = torch.ops.fastscore.linear_step.default
 RAW_ = torch.ops.fastscore.linear_step_.default
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-RNG = torch.tensor([2**40 + 17, 5])
 # One element a sample, less than a vector, more than a tile, channels-last with and without whole blocks of 4 pixels.
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
 
@@ -143,14 +150,7 @@ def test_nan_in_the_state_stays() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_backends_ran(layout: str) -> None:
     x, history, rows, keywords = make_case((4, 3, 6, 10), layout=layout)
-    key = f"linear_step.{_library.build_info()['isa']}"
-    _library.NATIVE.reset_launches()
-    linear_step(x, history, rows, **keywords)
-    expected = {} if layout == "empty" else {key: 1}  # nothing to do, nothing launched
-    assert _library.NATIVE.launches() == expected
-    with _backend.backend("reference"):
-        linear_step(x, history, rows, **keywords)
-    assert _library.NATIVE.launches() == expected
+    assert_one_native_launch("linear_step", layout, lambda: linear_step(x, history, rows, **keywords))
 
 
 @native
@@ -179,25 +179,12 @@ def test_reference_is_the_formula() -> None:
 @pytest.mark.parametrize("shape", [(12, 3, 8, 8), (12, 5), (12, 3, 33, 31)])
 def test_bits_do_not_depend_on_batch_threads_or_format(shape: tuple[int, ...], dtype: torch.dtype, threads) -> None:
     x, history, rows, keywords = make_case(shape, dtype)
-    samples = keywords["samples"]
-    with threads(1):
-        want = linear_step(x, history, rows, **keywords)
-    with threads(2):
-        assert torch.equal(linear_step(x, history, rows, **keywords), want), "threads"
-    for split in (1, 5):
-        parts = [
-            linear_step(
-                x[i : i + split], [h[i : i + split] for h in history], rows, rng=RNG, samples=samples[i : i + split]
-            )
-            for i in range(0, 12, split)
-        ]
-        assert torch.equal(torch.cat(parts), want), "batch split"
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    shuffled = linear_step(x[order], [h[order] for h in history], rows, rng=RNG, samples=samples[order])
-    assert torch.equal(shuffled, want[order]), "batch order"
-    for layout in ("channels_last", "permuted", "sliced") if len(shape) == 4 else ("permuted", "sliced"):
-        moved = linear_step(as_layout(x, layout), [as_layout(h, layout) for h in history], rows, **keywords)
-        assert torch.equal(moved, want), layout
+
+    def step(some: Rows, layout: str) -> Tensor:
+        moved = [as_layout(tensor[some], layout) for tensor in (x, *history)]
+        return linear_step(moved[0], moved[1:], rows, rng=RNG, samples=keywords["samples"][some])
+
+    assert_bits_hold_by_batch(step, assert_bits_hold_by_threads_and_format(step, shape, threads))
 
 
 @native
@@ -242,25 +229,8 @@ def test_drawn_is_the_noise_function() -> None:
     assert torch.equal(linear_step(low, (), torch.tensor([0.0, 1.0]), **keywords), full.bfloat16())
 
 
-PROBE = """
-import sys, torch
-from fastscore import _library
-from fastscore.ops import linear_step
-cases = torch.load(sys.argv[1])
-results = [linear_step(x, history, rows, **keywords) for x, history, rows, keywords in cases]
-torch.save((results, _library.NATIVE.launches(), _library.build_info()["isa"]), sys.argv[2])
-"""
-
-
 @native
-@pytest.mark.parametrize(("capability", "isa"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
-def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
-    if isa not in _library.build_info()["isas"]:
-        pytest.skip(f"{isa} is not compiled for this machine")
-    if isa != "baseline" and isa.upper() not in {"AVX2": {"AVX2"}, "AVX512": {"AVX2", "AVX512"}}.get(
-        torch.backends.cpu.get_cpu_capability(), set()
-    ):
-        pytest.skip(f"this CPU has no {isa}")
+def test_every_instruction_set(isa: str, tmp_path) -> None:
     cases = [
         make_case(shape, dtype, noise=noise)
         for shape in ((3, 2163), (2, 3, 7, 9))
@@ -273,12 +243,7 @@ def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
     )
     for dtype in (torch.float16, torch.bfloat16):  # conversions of zeros, subnormals, overflow, infinities, NaN
         cases += [(special.to(dtype).repeat(1, 9), [], torch.tensor([weight, 0.0]), {}) for weight in (1.0, 0.5, 2.0)]
-    torch.save(cases, tmp_path / "cases")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    subprocess.run([sys.executable, "-c", PROBE, tmp_path / "cases", tmp_path / "results"], env=environment, check=True)
-    results, launches, used = torch.load(tmp_path / "results")
-    assert used == isa
-    assert launches == {f"linear_step.{isa}": len(cases)}
+    results = run_op_on(isa, "linear_step", cases, tmp_path)
     for (x, history, rows, keywords), actual in zip(cases, results, strict=True):
         if torch.isfinite(x).all():
             assert_parity(actual, x, history, rows, keywords)
@@ -525,36 +490,17 @@ def test_other_devices_run_the_reference() -> None:
 
 # ------------------------------------------------------------------------------------------------ bad arguments
 
-X = torch.zeros(2, 3)
-ROW = torch.zeros(3)
-SAMPLES = torch.arange(2)
+X, ROW = torch.zeros(2, 3), torch.zeros(3)
 SHAPE = r"coefficients must have shape \(3,\) or \(2, 3\), that is \[a, b_1, s\]"
 BAD = [
-    (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
-    (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", {"x": X.long()}),
-    (ValueError, r"x must have a batch dimension, got shape \(\)", {"x": torch.tensor(1.0)}),
-    (TypeError, "history must be a sequence of tensors, got a tensor", {"history": X}),
+    *BAD_STATE,
+    *BAD_HISTORY,
     (ValueError, "history must hold at most 6 tensors, got 7", {"history": [X] * 7}),
-    (TypeError, r"history\[0\] must be a tensor, got float", {"history": [1.0]}),
-    (TypeError, r"history\[1\] must have the dtype of x, torch.float32, got torch.int8", {"history": [X, X.char()]}),
-    (ValueError, r"history\[0\] must have the shape of x, \(2, 3\), got \(3, 2\)", {"history": [X.t()]}),
-    (ValueError, r"history\[0\] must be on the device of x, cpu, got meta", {"history": [X.to("meta")]}),
-    (TypeError, "coefficients must be a tensor, got list", {"coefficients": [1.0, 2.0, 3.0]}),
-    (TypeError, "coefficients must be torch.float32 for torch.float32 tensors", {"coefficients": ROW.double()}),
     (ValueError, rf"{SHAPE}, got \(4,\)", {"coefficients": torch.zeros(4)}),
     (ValueError, rf"{SHAPE}, got \(3, 3\)", {"coefficients": torch.zeros(3, 3)}),
-    (ValueError, "coefficients must be on the device of x, cpu, got meta", {"coefficients": ROW.to("meta")}),
-    (ValueError, "noise must stand alone: either noise, or rng", {"noise": X, "rng": RNG, "samples": SAMPLES}),
-    (ValueError, r"noise must have the shape of x, \(2, 3\), got \(2, 1\)", {"noise": X[:, :1]}),
-    (TypeError, "noise must be a tensor, got str", {"noise": "philox"}),
-    (ValueError, "rng must be given with samples, got None", {"samples": SAMPLES}),
-    (ValueError, "samples must be given with rng, got None", {"rng": RNG}),
-    (TypeError, r"rng must be an int64 tensor, \(seed, draw\), got tuple", {"rng": (0, 1), "samples": SAMPLES}),
-    (TypeError, r"rng must be an int64 tensor, .* got torch.int32", {"rng": RNG.int(), "samples": SAMPLES}),
-    (ValueError, r"rng must have shape \(2,\), .* got \(3,\)", {"rng": SAMPLES.repeat(2)[:3], "samples": SAMPLES}),
-    (ValueError, r"samples must have shape \(2,\), .* got \(4,\)", {"rng": RNG, "samples": torch.arange(4)}),
-    (ValueError, "samples must be on the device of x, cpu, got meta", {"rng": RNG, "samples": SAMPLES.to("meta")}),
-]  # fmt: skip
+    *bad_coefficients(ROW),
+    *BAD_NOISE,
+]
 
 
 @pytest.mark.parametrize(("error", "message", "changed"), BAD, ids=[message[:40] for _, message, _ in BAD])

@@ -1,9 +1,6 @@
 """solver_step: every version against the reference, its derivatives, its traces, and what must not change a bit."""
 
 import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -18,12 +15,24 @@ from fastscore.ops import linear_step, solver_step, solver_step_
 from fastscore.ops._unchecked import unchecked
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.ops import (
+    BAD_HISTORY,
+    BAD_NOISE,
+    BAD_OUTPUT,
+    BAD_STATE,
+    DTYPES,
+    RNG,
+    Rows,
+    assert_bits_hold_by_batch,
+    assert_bits_hold_by_threads_and_format,
+    assert_one_native_launch,
+    bad_coefficients,
+    run_op_on,
+)
 from fastscore.testing.traffic import Traffic
 
 RAW = torch.ops.fastscore.solver_step.default
 RAW_ = torch.ops.fastscore.solver_step_.default
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-RNG = torch.tensor([2**40 + 17, 5])
 # One element a sample, less than a vector, several tiles, channels-last with and without whole groups of four pixels.
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
 SLOTS = ("p", "q", "c", "a", "b_0")  # then b_1 ... b_K, s, e
@@ -290,17 +299,9 @@ def test_nan_and_infinity() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_backends_ran(layout: str) -> None:
     case = make_case((4, 3, 6, 10), layout=layout)
-    key = f"solver_step.{_library.build_info()['isa']}"
-    _library.NATIVE.reset_launches()
-    call(case)
-    expected = {} if layout == "empty" else {key: 1}  # nothing to do, nothing launched
-    assert _library.NATIVE.launches() == expected
-    with _backend.backend("reference"):
-        call(case)
-    assert _library.NATIVE.launches() == expected
+    assert_one_native_launch("solver_step", layout, lambda: call(case))
     if layout not in ("expanded", "empty"):
-        call(case, solver_step_)
-        assert _library.NATIVE.launches() == {key: 2}
+        assert_one_native_launch("solver_step", layout, lambda: call(case, solver_step_))
 
 
 @native
@@ -326,21 +327,10 @@ def test_bits_do_not_depend_on_batch_threads_or_format(
 ) -> None:
     case = make_case(shape, dtype, noise=noise)
 
-    def check(parts: list[tuple[Tensor, Tensor]], want: tuple[Tensor, Tensor], what: str) -> None:
-        for k in range(2):
-            assert torch.equal(torch.cat([part[k] for part in parts]), want[k]), what
+    def step(rows: Rows, layout: str) -> Tensor:
+        return torch.stack(call(laid_out(some_rows(case, rows), layout)), 1)
 
-    with threads(1):
-        want = call(case)
-    with threads(2):
-        check([call(case)], want, "threads")
-    for split in (1, 5):
-        parts = [call(some_rows(case, slice(i, i + split))) for i in range(0, 12, split)]
-        check(parts, want, "batch split")
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    check([call(some_rows(case, order))], (want[0][order], want[1][order]), "batch order")
-    for layout in ("channels_last", "permuted", "sliced") if len(shape) == 4 else ("permuted", "sliced"):
-        check([call(laid_out(case, layout))], want, layout)
+    assert_bits_hold_by_batch(step, assert_bits_hold_by_threads_and_format(step, shape, threads))
 
 
 @native
@@ -428,22 +418,8 @@ def test_drawn_noise_is_that_of_linear_step(dtype: torch.dtype) -> None:
             assert torch.equal(drawn, given)
 
 
-PROBE = """
-import sys, torch
-from fastscore import _library
-from fastscore.ops import solver_step
-cases = torch.load(sys.argv[1])
-results = [solver_step(*arguments, **keywords) for *arguments, keywords in cases]
-torch.save((results, _library.NATIVE.launches()), sys.argv[2])
-"""
-
-
 @native
-@pytest.mark.parametrize(("capability", "isa"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
-def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
-    best = {"AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    if {"baseline": 0, "avx2": 1, "avx512": 2}[isa] > best:
-        pytest.skip(f"this CPU has no {isa}")
+def test_every_instruction_set(isa: str, tmp_path) -> None:
     cases = [
         make_case(shape, dtype, layout, noise=noise, rows=True, terms=terms, clip=clip, exponent=exponent)
         for shape, layout in (((3, 2163), "contiguous"), ((2, 3, 7, 9), "channels_last"))
@@ -451,11 +427,7 @@ def test_every_instruction_set(capability: str, isa: str, tmp_path) -> None:
         for noise, terms in (("drawn", 0), ("given", 1), ("drawn", 2), ("none", 3))
         for clip, exponent in ((True, True), (False, False))
     ]
-    torch.save(cases, tmp_path / "cases")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    subprocess.run([sys.executable, "-c", PROBE, tmp_path / "cases", tmp_path / "results"], env=environment, check=True)
-    results, launches = torch.load(tmp_path / "results")
-    assert launches == {f"solver_step.{isa}": len(cases)}
+    results = run_op_on(isa, "solver_step", cases, tmp_path)
     for case, actual in zip(cases, results, strict=True):
         assert_parity(actual, case)
 
@@ -749,37 +721,22 @@ def test_other_devices_run_the_reference() -> None:
 
 # ------------------------------------------------------------------------------------------------ bad arguments
 
-X, ROW, SAMPLES = torch.zeros(2, 3), torch.zeros(8), torch.arange(2)
+X, ROW = torch.zeros(2, 3), torch.zeros(8)
 SHAPE = r"coefficients must have shape \(8,\) or \(2, 8\), that is \[p, q, c, a, b_0, b_1, s, e\]"
 BAD = [
-    (TypeError, "x must be a tensor, got list", {"x": [1.0]}),
-    (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", {"x": X.long()}),
-    (ValueError, r"x must have a batch dimension, got shape \(\)", {"x": torch.tensor(1.0)}),
+    *BAD_STATE,
+    *BAD_OUTPUT,
+    *BAD_HISTORY,
     (TypeError, "h must be a tensor, got NoneType", {"h": None}),
-    (ValueError, r"h must have the shape of x, \(2, 3\), got \(3, 2\)", {"h": torch.zeros(3, 2)}),
-    (TypeError, "h must have the dtype of x, torch.float32, got torch.float64", {"h": X.double()}),
-    (ValueError, "h must be on the device of x, cpu, got meta", {"h": X.to("meta")}),
-    (TypeError, "history must be a sequence of tensors, got a tensor", {"history": X}),
     (ValueError, "history must hold at most 3 tensors, got 4", {"history": [X] * 4}),
-    (TypeError, r"history\[0\] must be a tensor, got float", {"history": [1.0]}),
-    (TypeError, r"history\[1\] must have the dtype of x, torch.float32, got torch.int8", {"history": [X, X.char()]}),
-    (ValueError, r"history\[0\] must have the shape of x, \(2, 3\), got \(3, 2\)", {"history": [X.t()]}),
-    (ValueError, r"history\[0\] must be on the device of x, cpu, got meta", {"history": [X.to("meta")]}),
-    (TypeError, "coefficients must be a tensor, got list", {"coefficients": [1.0, 2.0, 3.0]}),
-    (TypeError, "coefficients must be torch.float32 for torch.float32 tensors", {"coefficients": ROW.double()}),
     (ValueError, rf"{SHAPE}, got \(7,\)", {"coefficients": torch.zeros(7)}),
     (ValueError, rf"{SHAPE}, got \(3, 8\)", {"coefficients": torch.zeros(3, 8)}),
-    (ValueError, "coefficients must be on the device of x, cpu, got meta", {"coefficients": ROW.to("meta")}),
     (TypeError, "exponent must be a tensor, got float", {"exponent": 0.5}),
     (ValueError, r"exponent must have the shape of x, \(2, 3\), got \(2, 1\)", {"exponent": X[:, :1]}),
     (TypeError, "exponent must have the dtype of x, torch.float32, got torch.bfloat16", {"exponent": X.bfloat16()}),
-    (ValueError, "noise must stand alone: either noise, or rng", {"noise": X, "rng": RNG, "samples": SAMPLES}),
-    (ValueError, r"noise must have the shape of x, \(2, 3\), got \(2, 1\)", {"noise": X[:, :1]}),
-    (ValueError, "rng must be given with samples, got None", {"samples": SAMPLES}),
-    (ValueError, "samples must be given with rng, got None", {"rng": RNG}),
-    (TypeError, r"rng must be an int64 tensor, .* got torch.int32", {"rng": RNG.int(), "samples": SAMPLES}),
-    (ValueError, r"samples must have shape \(2,\), .* got \(4,\)", {"rng": RNG, "samples": torch.arange(4)}),
-]  # fmt: skip
+    *bad_coefficients(ROW),
+    *BAD_NOISE,
+]
 
 
 @pytest.mark.parametrize(("error", "message", "changed"), BAD, ids=[message[:40] for _, message, _ in BAD])
