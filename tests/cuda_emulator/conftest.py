@@ -36,6 +36,16 @@ class Operand(ctypes.Structure):
         return cls(tensor.data_ptr(), tensor.stride(0))
 
 
+class ProbeArgs(ctypes.Structure):
+    """Arguments of the kernels in probes.cu."""
+
+    _fields_ = (
+        *(("in_", ctypes.c_void_p), ("out", ctypes.c_void_p), ("count", ctypes.c_int64)),
+        *(("number", ctypes.c_int), ("width", ctypes.c_int)),
+        *(("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3)),
+    )
+
+
 class Kernel:
     """The entries of one compiled source.
 
@@ -112,3 +122,19 @@ def compile_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kern
         return known[sources]
 
     return compile_sources
+
+
+@pytest.fixture(scope="session")
+def probes(compile_cuda: Callable[..., Kernel]) -> Kernel:
+    return compile_cuda("tests/cuda_emulator/probes.cu", "tests/cuda_emulator/probes.cpp")
+
+
+@pytest.fixture(scope="session")
+def probe(probes: Kernel) -> Callable[..., Tensor]:
+    """`probe(name, input, output, **more)` runs a kernel of probes.cu and returns the output."""
+
+    def run(name: str, given: Tensor | None, out: Tensor, **more: object) -> Tensor:
+        getattr(probes, f"run_{name}")(ProbeArgs(None if given is None else given.data_ptr(), out.data_ptr(), **more))
+        return out
+
+    return run

@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 
+# ------------------------------------------------------------------------------------------------ defects
+
 
 @pytest.fixture(scope="module")
 def defects(compile_cuda):
@@ -72,3 +74,139 @@ def test_defects_are_found(defects, address_sanitizer: bool, defect: str, order:
     print(error.value)
     assert re.search(DEFECTS[defect], str(error.value)), error.value
     run(planted=False)  # nothing of the failed launch is left
+
+
+# ------------------------------------------------------------------------------------------------ threads and warps
+
+
+def test_indices(probe) -> None:
+    grid, block = (3, 2, 4), (5, 7, 2)
+    out = probe("indices", None, torch.empty(24, 70, 6, dtype=torch.int32), grid=grid, block=block)
+    for place, sizes in ((0, grid), (3, block)):
+        number = torch.arange(24 if place == 0 else 70)
+        want = torch.stack([number % sizes[0], number // sizes[0] % sizes[1], number // sizes[0] // sizes[1]], dim=1)
+        want = want[:, None].expand(24, 70, 3) if place == 0 else want.expand(24, 70, 3)
+        assert torch.equal(out[..., place : place + 3].long(), want)
+
+
+@pytest.mark.parametrize("width", [32, 16, 8, 2, 1])
+@pytest.mark.parametrize("number", [0, 1, 3, 5, 16, 17, 31])
+def test_shuffles(probe, number: int, width: int) -> None:
+    values = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = probe("shuffles", values, torch.empty(64, 4, dtype=torch.float64), number=number, width=width)
+    for t in range(64):
+        lane, warp = t % 32, t // 32 * 32
+        first, last = lane // width * width, lane // width * width + width - 1
+        sources = [first + number % width, lane - number, lane + number, lane ^ number]  # instruction shfl of PTX
+        inside = [True, sources[1] >= first, sources[2] <= last, sources[3] <= last]
+        want = [values[warp + (source if good else lane)] for source, good in zip(sources, inside, strict=True)]
+        assert out[t].tolist() == torch.stack(want).tolist()
+
+
+def test_a_width_must_be_a_power_of_two(probe) -> None:
+    values = torch.zeros(256, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="the width of a shuffle must be a power of two up to 32, got 12"):
+        probe("shuffles", values, values.clone(), number=1, width=12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("order", [0, 3])
+def test_votes(probes, probe, share: float, order: int) -> None:
+    said = (torch.rand(64, generator=torch.Generator().manual_seed(1)) < share).int() * 5
+    with probes.order(order):
+        out = probe("votes", said, torch.empty(64, 7, dtype=torch.int64))
+    for t in range(64):
+        half = said[t // 16 * 16 : t // 16 * 16 + 16] != 0
+        ballot = sum(1 << i for i in range(16) if half[i]) << (t % 32 // 16 * 16)
+        yes = int((said != 0).sum())
+        want = [ballot, half.any(), half.all(), yes, yes > 0, yes == 64, half.sum()]
+        assert out[t].tolist() == [int(w) for w in want]
+
+
+def test_order(probes, probe) -> None:
+    """Blocks and threads in order, or in another that the seed decides."""
+
+    def tickets(seed: int) -> list[int]:
+        with probes.order(seed):
+            return probe("tickets", torch.empty(1, dtype=torch.int32), torch.empty(128, dtype=torch.int32)).tolist()
+
+    assert tickets(0) == list(range(128))
+    assert sorted(tickets(1)) == list(range(128))
+    assert tickets(1) == tickets(1)
+    assert len({tuple(tickets(seed)) for seed in range(4)}) == 4
+
+
+def test_atomics(probe) -> None:
+    values = torch.randint(-1000, 1000, (128,), dtype=torch.int32, generator=torch.Generator().manual_seed(2))
+    out = torch.tensor([7, int(values[40]), 3, 0, 0, 0, 0, 0, 0], dtype=torch.int32)
+    probe("atomics", values, out)
+    first, total = int(values[0]), int(values.sum())
+    shared = [first + total, int(values.max()), int(values.min())]
+    assert out.tolist() == [7 + total, -1, first, *shared, 3, 128 % 100, 128]
+
+
+def test_dynamic_shared_memory(probe) -> None:
+    values = torch.arange(512.0)
+    want = values.view(128, 4).flip(0).reshape(-1)
+    assert torch.equal(probe("dynamic_shared", values, torch.empty(512), number=2048), want)
+    with pytest.raises(RuntimeError, match="100000 bytes of dynamic shared memory, allowed are 49152"):
+        probe("dynamic_shared", values, torch.empty(512), number=100_000, width=1)
+    with pytest.raises(RuntimeError, match="cudaError 1: invalid argument"):
+        probe("dynamic_shared", values, torch.empty(512), number=227 * 1024 + 1)
+    assert torch.equal(probe("dynamic_shared", values, torch.empty(512), number=100_000), want)
+    with pytest.raises(RuntimeError, match=r"element \d+ is out of bounds: it has 511"):
+        probe("dynamic_shared", values, torch.empty(512), number=2044)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [
+        ((1, 1, 1), (1025, 1, 1), r"a block of \(1025, 1, 1\) threads"),
+        ((1, 1, 1), (1, 1, 65), r"a block of \(1, 1, 65\) threads"),
+        ((1, 1, 1), (0, 1, 1), r"a block of \(0, 1, 1\) threads"),
+        ((1, 65536, 1), (1, 1, 1), r"a grid of \(1, 65536, 1\) blocks"),
+    ],
+)
+def test_limits_of_a_launch(probe, grid: tuple[int, ...], block: tuple[int, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        probe("indices", None, torch.empty(0), grid=grid, block=block)
+
+
+def test_structures_must_agree(probes) -> None:
+    with pytest.raises(RuntimeError, match="ProbeArgs has 56 bytes, got 8"):
+        probes.run_votes(ctypes.c_int64(0))
+
+
+# ------------------------------------------------------------------------------------------------ elements
+
+HALVES = torch.arange(-(2**15), 2**15, dtype=torch.int32).short()
+SPECIAL = [0.0, -0.0, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0001, 65504.0, 65519.99, 65520.0, 1e38, float("inf")]
+
+
+def floats() -> torch.Tensor:
+    """All halves, all that lie in the middle between two, their neighbors, special values, and random bits."""
+    half = HALVES.view(torch.float16).float()
+    low = HALVES.view(torch.bfloat16).float()
+    ties = [half * (1 + 2.0**-11), low * (1 + 2.0**-8), (half[1:] + half[:-1]) / 2, (low[1:] + low[:-1]) / 2]
+    random = torch.randint(-(2**31), 2**31, (1 << 17,), generator=torch.Generator().manual_seed(3)).int()
+    near = [half, low, *ties]
+    infinity = torch.tensor(float("inf"))
+    near += [value.nextafter(sign * infinity) for value in near for sign in (-1, 1)]
+    special = torch.tensor(SPECIAL)
+    return torch.cat([*near, special, -special, random.view(torch.float32)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_conversions(probe, dtype: torch.dtype) -> None:
+    first = 0 if dtype == torch.float16 else 2
+    given = HALVES.view(dtype)
+    wide = probe("conversions", given, torch.empty(2**16), count=2**16, number=first)
+    assert torch.equal(wide[~given.isnan()].view(torch.int32), given[~given.isnan()].float().view(torch.int32))
+    assert wide[given.isnan()].isnan().all()
+
+    given = floats()
+    out = probe("conversions", given, torch.empty_like(given, dtype=dtype), count=given.numel(), number=first + 1)
+    numbers = ~given.isnan()
+    assert torch.equal(out[numbers].view(torch.int16), given[numbers].to(dtype).view(torch.int16))
+    assert (out[~numbers].view(torch.int16) == 0x7FFF).all()
+    assert (~numbers).any()
