@@ -199,11 +199,13 @@ define(
     f"solver_step(Tensor x, {_SOLVER_STEP}) -> (Tensor out, Tensor m)",
     lambda x, *_: (like(x), like(x)),
     _solver_step_out,
+    "solver_step",
 )
 define(
     f"solver_step_(Tensor(a!) x, {_SOLVER_STEP}, *, Tensor(b!)? m=None) -> ()",
     lambda x, *_, m=None: None,
     _solver_step_,
+    "solver_step",
 )
 
 # ------------------------------------------------------------------------------------------------- philox
@@ -218,6 +220,7 @@ for _name, _reference in (("philox_normal", _philox_normal), ("philox_rademacher
         f"{_name}(Tensor rng, Tensor samples, SymInt[] shape, ScalarType dtype) -> Tensor",
         _noise_fake,
         lambda rng, samples, shape, dtype, f=_reference: f(shape, rng, samples, dtype),
+        "philox",
     )
 
 # ------------------------------------------------------------------------------------------------- group_norm_silu

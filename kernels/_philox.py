@@ -85,3 +85,12 @@ def normal4(seed, draw, sample, block, dtype: tl.constexpr):
     # join puts its arguments side by side in a new last dimension
     pairs = tl.join(tl.join(first * c1, second * c3), tl.join(first * s1, second * s3))
     return tl.reshape(pairs, (block.shape[0], 4))
+
+
+@triton.jit
+def signs128(seed, draw, sample, block):
+    """The signs 128 block ... 128 block + 127 of a sample, for blocks (n,): (n, 4, 32), float32, 1 or -1."""
+    r0, r1, r2, r3 = philox(seed, draw, sample, block)
+    words = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), (block.shape[0], 4))
+    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return bits.to(tl.float32) * 2 - 1
