@@ -1,6 +1,5 @@
-"""The native library: what was built, what it loads, which instruction set runs, and the code meant for GPUs."""
+"""The native library: what was built, what it loads, which instruction set runs, and that the sources compile."""
 
-import ctypes
 import json
 import os
 import re
@@ -11,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from fastscore import _library, reference
-from fastscore.reference.philox import philox_normal, philox_words
-from fastscore.testing.inputs import make_input
+from fastscore import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -193,74 +189,3 @@ def test_cuda_sources_compile_without_torch(source: Path, tmp_path: Path) -> Non
     headers = Path(f"{target}.d").read_text()
     assert f"{source.stem}.h" in headers
     assert not re.search(r"\b(torch|ATen|c10)/", headers)
-
-
-@pytest.fixture(scope="module")
-def device_code(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The per-thread code of the CUDA kernels, for the host."""
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("device_code") / "device_code.so"
-    source = ROOT / "tests" / "device_code.cpp"
-    command = [compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{CSRC}/include"]
-    subprocess.run([*command, source, "-o", target], check=True)
-    return ctypes.CDLL(str(target))
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def test_device_philox(device_code: ctypes.CDLL) -> None:
-    words, z32, z64 = (ctypes.c_uint32 * 4)(), (ctypes.c_float * 4)(), (ctypes.c_double * 4)()
-    worst = {torch.float32: 0.0, torch.float64: 0.0}
-    for seed, draw, sample in ((0, 0, 0), (2**63 - 1, 2**32 - 1, 2**40 + 5), (-1, 7, -3), (12345, 1, 2)):
-        exact_words = philox_words(seed, draw, sample, torch.arange(500))
-        rng, samples = torch.tensor([seed, draw]), torch.tensor([sample])
-        exact = philox_normal((1, 2000), rng, samples, torch.float64).view(500, 4)
-        for block in range(500):
-            arguments = ctypes.c_int64(seed), ctypes.c_uint32(draw), ctypes.c_int64(sample), ctypes.c_uint32(block)
-            device_code.philox_block(*arguments, words, z32, z64)
-            assert list(words) == exact_words[block].tolist()
-            for dtype, z in ((torch.float32, z32), (torch.float64, z64)):
-                ulp = torch.finfo(dtype).eps * 2.0 ** exact[block].abs().log2().floor()
-                error = (torch.tensor(list(z), dtype=torch.float64) - exact[block]).abs() / ulp
-                worst[dtype] = max(worst[dtype], float(error.max()))
-    print(worst)
-    assert max(worst.values()) <= 4  # what fastscore.noise promises
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (3, 1, 7, 9), (2, 3, 5, 7), (2, 4, 4, 8)])
-@pytest.mark.parametrize("noise", ["drawn", "given"])
-def test_device_linear_step(
-    device_code: ctypes.CDLL, shape: tuple[int, ...], layout: str, dtype: torch.dtype, noise: str
-) -> None:
-    real = torch.float64 if dtype == torch.float64 else torch.float32
-    x, *history = (make_input(shape, layout, dtype=dtype, seed=k) for k in range(3))
-    rows = make_input((shape[0], 4), dtype=real, seed=8)
-    rows[-1, -1] = 0
-    rng, samples = torch.tensor([77, 3]), torch.arange(shape[0]) + 5
-    z = make_input(shape, layout, dtype=dtype, seed=9) if noise == "given" else None
-    keywords = {"noise": z} if noise == "given" else {"rng": rng, "samples": samples}
-    out = torch.full_like(x, float("nan"))
-    terms = [*history, z] if z is not None else history
-    channels = shape[1] if layout == "channels_last" else 1
-    vectors = device_code.linear_step(
-        {torch.float32: 0, torch.float64: 1}.get(dtype, 2),
-        pointer(out), pointer(x), ctypes.c_int64(x.stride(0)),
-        (ctypes.c_void_p * len(terms))(*(t.data_ptr() for t in terms)), len(terms), int(z is not None),
-        pointer(rows), ctypes.c_int64(rows.stride(0)), 4,
-        pointer(None if z is not None else rng), pointer(None if z is not None else samples),
-        ctypes.c_int64(shape[0]), ctypes.c_int64(x[0].numel() // channels), ctypes.c_int64(channels),
-    )  # fmt: skip
-    assert bool(vectors) == (channels == 1 and x[0].numel() % (8 if dtype == torch.bfloat16 else 4) == 0)
-    exact = reference.linear_step(x.to(real), [h.to(real) for h in history], rows, **{
-        name: value.to(real) if value.is_floating_point() else value for name, value in keywords.items()
-    })  # fmt: skip
-    # Coefficients and values are of order one; 16 roundings are more than the sum of four products and a normal makes.
-    step = torch.finfo(real).eps
-    torch.testing.assert_close(
-        out.to(real), exact.to(dtype).to(real), rtol=max(torch.finfo(dtype).eps, 16 * step), atol=16 * step
-    )

@@ -1,6 +1,7 @@
 """csrc/cuda/linear_step.cu against the reference, in the emulator."""
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastscore import reference
 from fastscore._checks import accumulation_dtype
 from fastscore.testing import assert_error_within_budget
-from fastscore.testing.inputs import make_input
+from fastscore.testing.inputs import as_layout, make_input
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 RNG = torch.tensor([2**40 + 17, 5])
@@ -48,11 +49,12 @@ def step(kernel) -> Callable[..., Tensor]:
         rng: Tensor | None = None,
         samples: Tensor | None = None,
         out: Tensor | None = None,
+        dtype: int | None = None,
     ) -> Tensor:
         if out is None:
             out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)  # poisoned
         terms = [*history, noise] if noise is not None else list(history)
-        channels = 1 if x[0].is_contiguous() else x.shape[1]
+        channels = 1 if x.numel() == 0 or x[0].is_contiguous() else x.shape[1]
         args = Args(
             out=out.data_ptr(),
             out_stride=out.stride(0),
@@ -66,9 +68,9 @@ def step(kernel) -> Callable[..., Tensor]:
             rng=None if rng is None else rng.data_ptr(),
             samples=None if samples is None else samples.data_ptr(),
             batch=x.shape[0],
-            pixels=x[0].numel() // channels if x.numel() else 0,
+            pixels=math.prod(x.shape[1:]) // channels,
             channels=channels,
-            dtype=kernel.DTYPES[x.dtype],
+            dtype=kernel.DTYPES[x.dtype] if dtype is None else dtype,
         )
         kernel.linear_step(args)
         return out
@@ -114,3 +116,88 @@ def test_parity(step, shape: tuple[int, ...], dtype: torch.dtype, noise: str) ->
         for per_sample in (False, True):
             x, history, rows, keywords = make_case(shape, dtype, layout, noise, per_sample)
             assert_parity(step(x, history, rows, **keywords), x, history, rows, keywords)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_strided_batch(step, layout: str, dtype: torch.dtype) -> None:
+    """Samples that lie apart, in whole words (gap 32) and not, each operand with a stride of its own: the same bits."""
+    for shape in ((3, 2, 4, 4), (3, 3, 5, 7)):
+        x, history, rows, keywords = make_case(shape, dtype, layout, per_sample=True)
+        history[1] = history[1][:1].expand_as(x)
+        dense = [history[0], as_layout(history[1].clone(), layout)]
+        want = step(x, dense, rows, **keywords)
+        for gap in (32, 5):
+
+            def apart(tensor: Tensor, gap: int) -> Tensor:
+                stride = tensor[0].numel() + gap
+                buffer = torch.full((tensor.shape[0], stride), float("nan"), dtype=tensor.dtype)
+                return buffer.as_strided(tensor.shape, (stride, *tensor.stride()[1:])).copy_(tensor)
+
+            strided = [apart(history[0], 2 * gap), history[1]]
+            out = apart(torch.zeros_like(x), 3 * gap)
+            step(apart(x, gap), strided, rows, **keywords, out=out)
+            assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_grid_order_or_format(kernel, step, dtype: torch.dtype, noise: str) -> None:
+    x, history, rows, keywords = make_case((5, 4, 62, 63), dtype, noise=noise, per_sample=True)
+    want = step(x, history, rows, **keywords)
+    with kernel.multiprocessors(1):  # 32 blocks where 39 or more are wanted: they loop
+        assert torch.equal(step(x, history, rows, **keywords), want)
+    with kernel.order(1):
+        assert torch.equal(step(x, history, rows, **keywords), want)
+    moved = {name: as_layout(v, "channels_last") if v.ndim == 4 else v for name, v in keywords.items()}
+    out = step(as_layout(x, "channels_last"), [as_layout(h, "channels_last") for h in history], rows, **moved)
+    assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("terms", range(7))
+def test_history(step, terms: int) -> None:
+    for noise in ("drawn", "given", "none"):
+        x, _, _, keywords = make_case((3, 1, 5, 10), torch.float32, noise=noise)
+        history = [make_input(tuple(x.shape), seed=k + 1) for k in range(terms)]
+        rows = make_input((terms + 2,), seed=90)
+        assert_parity(step(x, history, rows, **keywords), x, history, rows, keywords)
+
+
+@pytest.mark.parametrize("noise", ["drawn", "given"])
+def test_noise_of_weight_zero_is_not_looked_at(step, noise: str) -> None:
+    x, history, rows, keywords = make_case((3, 1, 5, 8), torch.float32, noise=noise, per_sample=True)
+    rows[1, -1] = 0
+    without = step(x, history, rows)
+    if noise == "given":
+        keywords["noise"][1] = float("nan")
+    out = step(x, history, rows, **keywords)
+    assert torch.equal(out[1], without[1])
+    assert not torch.isclose(out[0], without[0]).any()
+
+
+def test_in_place(step) -> None:
+    for dtype in DTYPES:
+        x, history, rows, keywords = make_case((3, 2, 5, 7), dtype)
+        want = step(x, history, rows, **keywords)
+        assert torch.equal(step(x, history, rows, **keywords, out=x), want)
+
+
+def test_special_values(step) -> None:
+    """Zeros, subnormals, overflow, infinities and NaN are those of the conversions of torch."""
+    special = [0.0, -0.0, 1e-8, 6e-8, 6.2e-5, 65504.0, 65520.0, 1e6, float("inf"), -float("inf"), float("nan")]
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.tensor(special).to(dtype).repeat(1, 9)[..., None, None]
+        for weight in (1.0, 0.5, 2.0):
+            out = step(x, [], torch.tensor([weight, 0.0]))
+            torch.testing.assert_close(out, (x.float() * weight).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_nothing_to_do(step, shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape)
+    assert step(x, [x], torch.ones(3), rng=RNG, samples=torch.arange(shape[0])).shape == shape
+
+
+def test_unknown_dtype(kernel, step) -> None:
+    with pytest.raises(RuntimeError, match="cudaError 1: invalid argument"):
+        step(torch.ones(2, 3).view(2, 1, 1, 3), [], torch.ones(2), dtype=17)
