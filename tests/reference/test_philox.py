@@ -268,14 +268,14 @@ def test_bad_arguments(function, error: type[Exception], message: str, changed: 
 @native
 def test_the_raw_op_refuses_what_would_crash_it() -> None:
     op, key, samples = torch.ops.fastscore.philox_normal, rng(1, 2), torch.arange(2)
-    for args in (
-        (key[:1], samples, (2, 3), torch.float32),
-        (key.float(), samples, (2, 3), torch.float32),
-        (key, samples, (), torch.float32),
-        (key, samples, (3, 3), torch.float32),
-        (key, samples, (2, 3), torch.int32),
+    for error, message, args in (
+        (ValueError, r"rng must have shape \(2,\), got \[1\]", (key[:1], samples, (2, 3), torch.float32)),
+        (TypeError, "rng and samples must be int64, got Float", (key.float(), samples, (2, 3), torch.float32)),
+        (ValueError, "shape must have a batch dimension", (key, samples, (), torch.float32)),
+        (ValueError, r"samples must have shape \(3,\), got \[2\]", (key, samples, (3, 3), torch.float32)),
+        (TypeError, "dtype must be float32, .* got Int", (key, samples, (2, 3), torch.int32)),
     ):
-        with pytest.raises((ValueError, TypeError), match="philox_normal: "):
+        with pytest.raises(error, match=f"^philox_normal: {message}"):
             op(*args)
     with pytest.raises(ValueError, match="philox_words_cpu: wants"):
         _library.NATIVE.philox_words_cpu(key, samples, samples, 1)
