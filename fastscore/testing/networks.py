@@ -1,9 +1,14 @@
 """Networks and hooks that tests of samplers share."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastscore.samplers import Hook, Moment
+from fastscore.samplers import Hook, Moment, Sampler
+from fastscore.testing.traffic import no_host_sync
 
 
 class Smooth(nn.Module):
@@ -26,6 +31,44 @@ class Held(nn.Module):
         """The next one."""
         self.calls += 1
         return self.outputs[self.calls % 6]
+
+
+class Watched(Held):
+    """Held, and a value that is read on the host between the first call and the last, number `calls`, raises."""
+
+    def __init__(self, shape: tuple[int, ...], calls: int) -> None:
+        super().__init__(shape)
+        self.last, self.region = calls - 1, ExitStack()
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """The next one."""
+        if self.calls == 0:
+            self.region.enter_context(no_host_sync())
+        if self.calls == self.last:
+            self.region.close()
+        return super().forward(x, label)
+
+
+def assert_reads_nothing_between_steps(
+    make: Callable[[nn.Module], Sampler],
+    shape: tuple[int, ...],
+    calls: int,
+    channels: int | None = None,
+    **options: Any,
+) -> None:
+    """A sampler reads nothing on the host between its first and its last network call, number `calls`.
+
+    Args:
+        make: the sampler of a network.
+        shape: of the state, (B, C, ...).
+        calls: network calls of a run.
+        channels: of the network's output; None: C.
+        **options: of `Sampler.sample`.
+    """
+    model = Watched((shape[0], channels or shape[1], *shape[2:]), calls)
+    with model.region:  # closed also where the run stops before its last call
+        make(model).sample(torch.zeros(shape), seed=0, **options)
+    assert model.calls == calls
 
 
 class Watching(Hook):

@@ -12,34 +12,11 @@ from fastscore import (
     LangevinSampler,
     ODESampler,
 )
-from fastscore.testing.traffic import no_host_sync, traffic_per_step
+from fastscore.testing.networks import Held, assert_reads_nothing_between_steps
+from fastscore.testing.traffic import traffic_per_step
 
 SHAPE = (4, 3, 8, 8)
 SDES = {"ve": VESDE(), "vp": VPSDE()}
-
-
-class Outputs(torch.nn.Module):
-    """A network that costs nothing: returns the tensors it holds in turn. From its first call to its last one of
-    `watched`, reading a value on the host raises."""
-
-    def __init__(self, watched=0):
-        super().__init__()
-        self.outputs = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
-        self.calls, self.watched, self.region = 0, watched, None
-
-    def forward(self, x, label):
-        if self.calls == 0 and self.watched:
-            self.region = no_host_sync()
-            self.region.__enter__()
-        self.calls += 1
-        if self.calls == self.watched:
-            self.release()
-        return self.outputs[self.calls % 8]
-
-    def release(self):
-        if self.region is not None:
-            self.region.__exit__(None, None, None)
-            self.region = None
 
 
 # sampler of n steps, network calls a step, state sizes moved: each row reads the state and what it uses, and writes one
@@ -70,7 +47,7 @@ def test_a_step_moves_the_least_it_can(name, sde_name):
     make, calls, moved = COSTS[name]
     if (name, sde_name) == ("rk4", "ve"):
         moved -= 1 + 2  # the drift is zero, and a slope has no state in it
-    samplers = {n: make(SDES[sde_name], Outputs(), n) for n in (4, 8)}
+    samplers = {n: make(SDES[sde_name], Held(SHAPE), n) for n in (4, 8)}
     count = traffic_per_step(lambda n: samplers[n].sample(SHAPE, seed=0), torch.empty(SHAPE))
     assert count.moved == moved, count.by_op
     assert count.full == count.calls == calls, count.by_op  # one kernel a network call, and nothing beside it
@@ -80,10 +57,5 @@ def test_a_step_moves_the_least_it_can(name, sde_name):
 @every_sde
 def test_nothing_is_read_on_the_host_between_steps(name, sde_name):
     make, _, _ = COSTS[name]
-    calls = make(SDES[sde_name], Outputs(), 5).plan().nfe
-    model = Outputs(watched=calls)
-    try:
-        make(SDES[sde_name], model, 5).sample(SHAPE, seed=0)
-    finally:
-        model.release()
-    assert model.calls == calls
+    calls = make(SDES[sde_name], Held(SHAPE), 5).plan().nfe
+    assert_reads_nothing_between_steps(lambda model: make(SDES[sde_name], model, 5), SHAPE, calls)

@@ -9,9 +9,9 @@ import fastscore
 from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, DPMSolverSampler, SubVPSDE
 from fastscore.noise import PhiloxNoise
 from fastscore.reference.samplers import dpm_solver_sampler
-from fastscore.testing.networks import Held, Smooth, Watching
+from fastscore.testing.networks import Held, Smooth, Watching, assert_reads_nothing_between_steps
 from fastscore.testing.statistics import AnalyticModel, assert_same_law, mixture_2d, ve_perturbation, vp_perturbation
-from fastscore.testing.traffic import no_host_sync, traffic_per_step
+from fastscore.testing.traffic import traffic_per_step
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear(50, 1e-3, 0.2)}
 METHODS = ("multistep", "singlestep", "singlestep_fixed")
@@ -202,18 +202,10 @@ def test_a_singlestep_step_is_one_kernel_a_call(algorithm, order):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_host_synchronization_between_steps(method):
-    class Watched(Held):
-        def forward(self, x, label):
-            if self.calls == 0:
-                self.region = no_host_sync()
-                self.region.__enter__()
-            if self.calls == 11:
-                self.region.__exit__(None, None, None)
-            return super().forward(x, label)
+    def make(model):
+        return DPMSolverSampler(VPSDE(), model, steps=12, order=3, method=method)
 
-    model = Watched(SHAPE)
-    DPMSolverSampler(VPSDE(), model, steps=12, order=3, method=method).sample(SHAPE, seed=0)
-    assert model.calls == 12
+    assert_reads_nothing_between_steps(make, SHAPE, 12)
 
 
 def test_a_network_that_returns_the_same_memory_is_refused():

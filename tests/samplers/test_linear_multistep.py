@@ -14,10 +14,10 @@ from fastscore.reference.samplers import lms_sampler, spaced_times
 from fastscore.reference.samplers._network import denoised
 from fastscore.samplers.linear_multistep import adams_bashforth
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
-from fastscore.testing.networks import Held, Smooth, Watching
+from fastscore.testing.networks import Held, Smooth, Watching, assert_reads_nothing_between_steps
 from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation
-from fastscore.testing.traffic import no_host_sync, traffic_per_step
+from fastscore.testing.traffic import traffic_per_step
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear(50, 1e-3, 0.2)}
 SHAPE = (2, 3, 4, 4)
@@ -147,18 +147,7 @@ def test_a_step_moves_the_least_it_can(order, prediction):
 
 
 def test_no_host_synchronization_between_steps():
-    class Watched(Held):
-        def forward(self, x, label):
-            if self.calls == 0:
-                self.region = no_host_sync()
-                self.region.__enter__()
-            if self.calls == 11:
-                self.region.__exit__(None, None, None)
-            return super().forward(x, label)
-
-    model = Watched(LARGE)
-    LMSSampler(VPSDE(), model, steps=12).sample(LARGE, seed=0)
-    assert model.calls == 12
+    assert_reads_nothing_between_steps(lambda model: LMSSampler(VPSDE(), model, steps=12), LARGE, 12)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from fastscore.noise import PhiloxNoise, ReplayNoise
 from fastscore.reference.samplers import sde_dpm_solver_2s_sampler, sde_dpm_solver_sampler, spaced_times
 from fastscore.reference.samplers._network import denoised
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
-from fastscore.testing.networks import Held, Smooth, Watching
+from fastscore.testing.networks import Held, Smooth, Watching, assert_reads_nothing_between_steps
 from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.statistics import AnalyticModel, assert_same_law, mixture_2d, ve_perturbation, vp_perturbation
-from fastscore.testing.traffic import no_host_sync, traffic_per_step
+from fastscore.testing.traffic import traffic_per_step
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear(50, 1e-3, 0.2)}
 REFERENCES = {SDEDPMSolverSampler: sde_dpm_solver_sampler, SDEDPMSolver2SSampler: sde_dpm_solver_2s_sampler}
@@ -360,19 +360,10 @@ def test_a_two_stage_step_is_two_kernels(stage_noise):
 def test_no_host_synchronization_between_steps(solver):
     cls, options = SOLVERS[solver]
 
-    class Watched(Held):
-        def forward(self, x, label):
-            if self.calls == 0:
-                self.region = no_host_sync()
-                self.region.__enter__()
-            if self.calls == nfe - 1:
-                self.region.__exit__(None, None, None)
-            return super().forward(x, label)
+    def make(model):
+        return cls(VPSDE(), model, steps=12, **options)
 
-    nfe = cls(VPSDE(), Held(LARGE), steps=12, **options).plan().nfe
-    model = Watched(LARGE)
-    cls(VPSDE(), model, steps=12, **options).sample(LARGE, seed=0)
-    assert model.calls == nfe
+    assert_reads_nothing_between_steps(make, LARGE, make(Held(LARGE)).plan().nfe)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, DPMSolverSampler,
 from fastscore.reference.samplers import spaced_times, unipc_sampler
 from fastscore.reference.samplers._network import denoised
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
-from fastscore.testing.networks import Held, Smooth, Watching
+from fastscore.testing.networks import Held, Smooth, Watching, assert_reads_nothing_between_steps
 from fastscore.testing.statistics import AnalyticModel, mixture_2d
-from fastscore.testing.traffic import no_host_sync, traffic_per_step
+from fastscore.testing.traffic import traffic_per_step
 
 SDES = {"ve": VESDE(0.01, 10.0), "vp": VPSDE(), "subvp": SubVPSDE(), "discrete": DiscreteVPSDE.linear(50, 1e-3, 0.2)}
 SHAPE = (2, 3, 4, 4)
@@ -158,18 +158,7 @@ def test_a_step_moves_the_least_it_can(corrector, order, prediction):
 
 
 def test_no_host_synchronization_between_steps():
-    class Watched(Held):
-        def forward(self, x, label):
-            if self.calls == 0:
-                self.region = no_host_sync()
-                self.region.__enter__()
-            if self.calls == 11:
-                self.region.__exit__(None, None, None)
-            return super().forward(x, label)
-
-    model = Watched(LARGE)
-    UniPCSampler(VPSDE(), model, steps=12, order=3).sample(LARGE, seed=0)
-    assert model.calls == 12
+    assert_reads_nothing_between_steps(lambda model: UniPCSampler(VPSDE(), model, steps=12, order=3), LARGE, 12)
 
 
 @pytest.mark.parametrize(
