@@ -26,6 +26,7 @@ from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.philox import philox_normal as _philox_normal
 from fastscore.reference.philox import philox_rademacher as _philox_rademacher
+from fastscore.reference.resample import resample_to as _resample_to
 from fastscore.reference.solver_step import solver_step as _solver_step
 
 _group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")  # the module, not its function
@@ -259,6 +260,22 @@ define(
     " -> Tensor",
     lambda x, *_: _group_norm_silu.empty_like_x(x),
     _group_norm_silu.group_norm_silu_jvp,
+)
+
+# ------------------------------------------------------------------------------------------------- resample
+
+
+def _resample_fake(x: Tensor, taps: Tensor, up: int, down: int, before: int, size: list[int], flip: bool) -> Tensor:
+    if _group_norm_silu.channels_last(x):
+        return x.new_empty((x.shape[0], *size, x.shape[1])).movedim(-1, 1)
+    return x.new_empty((*x.shape[:2], *size))
+
+
+define(
+    "resample(Tensor x, Tensor taps, int up, int down, int before, SymInt[] size, bool flip) -> Tensor",
+    _resample_fake,
+    _resample_to,
+    "resample",
 )
 
 # The libraries come last: they fill in kernels for ops defined above, C++ before Triton.

@@ -5,6 +5,7 @@ from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 from fastscore.ops.philox import philox_normal, philox_rademacher
+from fastscore.ops.resample import resample
 from fastscore.ops.solver_step import solver_step, solver_step_
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "linear_step_",
     "philox_normal",
     "philox_rademacher",
+    "resample",
     "solver_step",
     "solver_step_",
 ]

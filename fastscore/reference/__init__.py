@@ -5,6 +5,7 @@ from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.langevin_step import langevin_step
 from fastscore.reference.linear_step import linear_step
 from fastscore.reference.philox import philox_normal, philox_rademacher
+from fastscore.reference.resample import resample
 from fastscore.reference.solver_step import solver_step
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "linear_step",
     "philox_normal",
     "philox_rademacher",
+    "resample",
     "solver_step",
 ]
