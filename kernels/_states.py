@@ -152,7 +152,8 @@ def tile(number, pixels, channels: tl.constexpr, wide: tl.constexpr, block: tl.c
     else:
         if pixels % 4 == 0:
             # neighboring threads take neighboring channels of the same four pixels, which are one block of noise
-            index = (index % channels) * (pixels // 4) + index // channels
+            last = pixels // 4 * channels
+            index = tl.where(index < last, (index % channels) * (pixels // 4) + index // channels, last)
         logical = index[:, None] * 4 + lane[None, :]
         offset = (logical % pixels) * channels + logical // pixels
         there = logical < pixels * channels

@@ -161,6 +161,7 @@ def test_tiles_cover_every_element_once(device: torch.device) -> None:
     assert _states.Layout(5, 1).tiles == 1
     assert _states.Layout(_states.BLOCK, 1).tiles == 1
     assert _states.Layout(_states.BLOCK + 1, 1).tiles == 2
-    ones = torch.zeros(3, 5, 41, 13, device=device).contiguous(memory_format=torch.channels_last)
-    out = linear_step_(ones, [torch.ones_like(ones)], torch.tensor([1.0, 1.0, 0.0], device=device))
-    assert (out == 1).all()
+    rows = torch.tensor([1.0, 1.0, 0.0], device=device).repeat(3, 1)  # one for each sample, which keeps them apart
+    for shape in ((3, 5, 41, 13), (3, 3, 32, 32)):
+        state = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+        assert (linear_step_(state, [torch.ones_like(state)], rows) == 1).all()
