@@ -36,6 +36,13 @@ def as_layout(tensor: Tensor, layout: str) -> Tensor:
     raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
 
 
+def apart(tensor: Tensor, gap: int) -> Tensor:
+    """The values of `tensor` (B, ...), whose samples are dense, in samples with `gap` elements of NaN between them."""
+    stride = tensor[0].numel() + gap
+    buffer = tensor.new_full((tensor.shape[0], stride), float("nan"))
+    return buffer.as_strided(tensor.shape, (stride, *tensor.stride()[1:])).copy_(tensor)
+
+
 def make_input(
     shape: tuple[int, ...],
     layout: str = "contiguous",

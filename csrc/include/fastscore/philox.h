@@ -76,17 +76,21 @@ FASTSCORE_HD void turn(std::uint32_t r, Real& cosine, Real& sine) {
   if ((k & 2) != 0) sine = -sine;
 }
 
+// Two standard normals of two words.
+template <class Real>
+FASTSCORE_HD void normal2(std::uint32_t first, std::uint32_t second, Real& z0, Real& z1) {
+  Real length, c, s;
+  radius(first, length);
+  turn(second, c, s);
+  z0 = length * c;
+  z1 = length * s;
+}
+
 // The four standard normals of a block: elements 4 * block .. 4 * block + 3 of a sample.
 template <class Real>
 FASTSCORE_HD void normal4(const PhiloxBlock& block, Real (&z)[4]) {
-  FASTSCORE_UNROLL
-  for (int pair = 0; pair < 2; ++pair) {
-    Real length, c, s;
-    radius(block.word[2 * pair], length);
-    turn(block.word[2 * pair + 1], c, s);
-    z[2 * pair] = length * c;
-    z[2 * pair + 1] = length * s;
-  }
+  normal2(block.word[0], block.word[1], z[0], z[1]);
+  normal2(block.word[2], block.word[3], z[2], z[3]);
 }
 
 }  // namespace fastscore
