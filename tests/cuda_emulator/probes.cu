@@ -108,23 +108,29 @@ __global__ void reverse_words(const float* in, float* out) {
 
 // ------------------------------------------------------------------------------------------------ cuda/device.h
 
-// Per thread three sums over the block, one of them by a second call.
+// Per thread three sums over the block: a, b, and a^2 + b^2 by a second call of the same function.
 template <class Real>
 __global__ void sum_blocks(const Real* in, Real* out) {
   Real v[2] = {in[2 * threadIdx.x], in[2 * threadIdx.x + 1]};
+  Real squares[2] = {v[0] * v[0], v[1] * v[1]};
   block_sum(v);
-  const Real sum = block_sum(in[2 * threadIdx.x] * in[2 * threadIdx.x]);
+  block_sum(squares);
   Real* to = out + 3 * threadIdx.x;
   to[0] = v[0];
   to[1] = v[1];
-  to[2] = sum;
+  to[2] = block_sum(squares[0] / Real(blockDim.x)) + squares[1];
 }
 
-// Per thread the moments of all `count` numbers, each thread having added its own.
+// Per thread the moments of all `count` numbers, each thread having added its own: those of the first half, and then
+// those of the second merged to them.
 __global__ void find_moments(const float* in, float* out, std::int64_t count) {
   Moments<float> m = {0, 0, 0};
-  for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) add(m, in[i]);
-  m = block_merge(m);
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t last = half == 0 ? count / 2 : count;
+    Moments<float> own = {0, 0, 0};
+    for (std::int64_t i = half * (count / 2) + threadIdx.x; i < last; i += blockDim.x) add(own, in[i]);
+    m = merge(m, block_merge(own));
+  }
   float* to = out + 3 * threadIdx.x;
   to[0] = m.count;
   to[1] = m.mean;

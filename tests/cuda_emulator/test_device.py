@@ -19,9 +19,9 @@ def test_block_sum(probes, probe, threads: int, dtype: torch.dtype) -> None:
 
     out = sums(0)
     exact = values.double()
-    want = torch.stack([*exact.sum(0), (exact[:, 0] ** 2).sum()])
-    # Ten levels of a tree, and the rounding of the square.
-    assert ((out[0].double() - want).abs() <= 11 * torch.finfo(dtype).eps / 2 * want).all()
+    want = torch.stack([*exact.sum(0), (exact**2).sum()])
+    # At most two trees of ten levels, and the roundings of a square, a quotient and a sum.
+    assert ((out[0].double() - want).abs() <= 23 * torch.finfo(dtype).eps / 2 * want).all()
     assert torch.equal(out, out[:1].expand(threads, 3)), "all threads get the same bits"
     assert all(torch.equal(sums(order), out) for order in (1, 2)), "in any order of the threads"
 
@@ -34,7 +34,7 @@ def test_block_moments(probes, probe, count: int, mean: float) -> None:
     exact = values.double()
     assert torch.equal(out, out[:1].expand(128, 3))
     assert out[0, 0] == count
-    # A thread adds up to 40 numbers, and seven merges follow. An error of the mean enters each deviation once; the
+    # A thread adds up to 20 numbers, and eight merges follow. An error of the mean enters each deviation once; the
     # squares of the deviations are all positive, so that their sum is as good as its terms.
     u = 2.0**-24
     scale = float(exact.abs().max())

@@ -121,23 +121,25 @@ def test_parity(step, shape: tuple[int, ...], dtype: torch.dtype, noise: str) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_strided_batch(step, layout: str, dtype: torch.dtype) -> None:
-    """Samples that lie apart, in whole words (gap 32) and not, each operand with a stride of its own: the same bits."""
-    for shape in ((3, 2, 4, 4), (3, 3, 5, 7)):
+    """Samples that lie apart, by whole words and not, each operand with a stride of its own: the same bits."""
+    for shape, gaps in (((3, 2, 4, 4), (32, 5)), ((3, 3, 5, 7), (23, 5))):  # 105 + 23 is a multiple of 8
         x, history, rows, keywords = make_case(shape, dtype, layout, per_sample=True)
         history[1] = history[1][:1].expand_as(x)
         dense = [history[0], as_layout(history[1].clone(), layout)]
         want = step(x, dense, rows, **keywords)
-        for gap in (32, 5):
+        for gap in gaps:
 
-            def apart(tensor: Tensor, gap: int) -> Tensor:
-                stride = tensor[0].numel() + gap
-                buffer = torch.full((tensor.shape[0], stride), float("nan"), dtype=tensor.dtype)
-                return buffer.as_strided(tensor.shape, (stride, *tensor.stride()[1:])).copy_(tensor)
+            def apart(tensor: Tensor, gap: int, fill: float = float("nan")) -> tuple[Tensor, Tensor]:
+                """The tensor with gaps, and the gaps."""
+                size = tensor[0].numel()
+                buffer = torch.full((tensor.shape[0], size + gap), fill, dtype=tensor.dtype)
+                view = buffer.as_strided(tensor.shape, (size + gap, *tensor.stride()[1:]))
+                return view.copy_(tensor), buffer[:, size:]
 
-            strided = [apart(history[0], 2 * gap), history[1]]
-            out = apart(torch.zeros_like(x), 3 * gap)
-            step(apart(x, gap), strided, rows, **keywords, out=out)
+            out, gaps_of_out = apart(torch.zeros_like(x), gap + 32, fill=7.0)
+            step(apart(x, gap)[0], [apart(history[0], gap + 64)[0], history[1]], rows, **keywords, out=out)
             assert torch.equal(out, want)
+            assert (gaps_of_out == 7).all()
 
 
 @pytest.mark.parametrize("noise", ["drawn", "given"])
