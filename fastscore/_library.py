@@ -151,8 +151,13 @@ def _langevin_step_(x: Tensor, *rest: Any) -> None:
     x.copy_(_langevin_step_out(x, *rest))
 
 
-define(f"langevin_step(Tensor x, {_LANGEVIN_STEP}) -> Tensor", lambda x, *_: like(x), _langevin_step_out)
-define(f"langevin_step_(Tensor(a!) x, {_LANGEVIN_STEP}) -> ()", lambda x, *_: None, _langevin_step_)
+define(
+    f"langevin_step(Tensor x, {_LANGEVIN_STEP}) -> Tensor",
+    lambda x, *_: like(x),
+    _langevin_step_out,
+    "langevin_step",
+)
+define(f"langevin_step_(Tensor(a!) x, {_LANGEVIN_STEP}) -> ()", lambda x, *_: None, _langevin_step_, "langevin_step")
 
 # ------------------------------------------------------------------------------------------------- error_norm
 
