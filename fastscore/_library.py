@@ -253,6 +253,7 @@ define(
     " -> (Tensor y, Tensor mean, Tensor rstd)",
     _group_norm_silu_fwd_fake,
     _group_norm_silu.group_norm_silu_fwd,
+    "group_norm_silu",
 )
 define(
     f"group_norm_silu_bwd(Tensor grad_y, Tensor x, {_PARAMETERS}, Tensor mean, Tensor rstd, int num_groups, bool silu)"
