@@ -172,6 +172,7 @@ define(
     "error_norm(Tensor[] terms, Tensor coefficients, Tensor u, Tensor v, float atol, float rtol, str kind) -> Tensor",
     lambda terms, coefficients, u, *_: coefficients.new_empty(u.shape[:1]),
     _error_norm_out,
+    "error_norm",
 )
 
 # ------------------------------------------------------------------------------------------------- solver_step
