@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fastscore.reference._strides import is_dense
 from fastscore.reference.error_norm import error_norm as _error_norm
+from fastscore.reference.hutchinson import hutchinson as _hutchinson
+from fastscore.reference.hutchinson import hutchinson_probe as _hutchinson_probe
 from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.philox import philox_normal as _philox_normal
@@ -283,6 +285,56 @@ define(
     _resample_fake,
     _resample_to,
     "resample",
+)
+
+# ------------------------------------------------------------------------------------------------- hutchinson
+
+
+def _hutchinson_fake(jvp: Tensor, rng: Tensor, samples: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if jvp.dtype is torch.float64 else torch.float32
+    return jvp.new_empty(jvp.shape[1:2], dtype=dtype), jvp.new_empty(jvp.shape[:2], dtype=dtype)
+
+
+def _hutchinson_probe_out(
+    rng: Tensor,
+    samples: Tensor,
+    weight: Tensor | None,
+    probes: int,
+    shape: list[int],
+    dtype: torch.dtype,
+    kind: str,
+    channels_last: bool,
+) -> Tensor:
+    return _hutchinson_probe(shape, rng, samples, probes, kind, dtype, channels_last=channels_last, weight=weight)
+
+
+def _hutchinson_probe_fake(
+    rng: Tensor,
+    samples: Tensor,
+    weight: Tensor | None,
+    probes: int,
+    shape: list[int],
+    dtype: torch.dtype,
+    kind: str,
+    channels_last: bool,
+) -> Tensor:
+    if channels_last:
+        return rng.new_empty((probes, shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 2)
+    return rng.new_empty((probes, *shape), dtype=dtype)
+
+
+define(
+    "hutchinson(Tensor jvp, Tensor rng, Tensor samples, str kind) -> (Tensor estimate, Tensor products)",
+    _hutchinson_fake,
+    _hutchinson,
+    "hutchinson",
+)
+define(
+    "hutchinson_probe(Tensor rng, Tensor samples, Tensor? weight, SymInt probes, SymInt[] shape, ScalarType dtype, "
+    "str kind, bool channels_last) -> Tensor",
+    _hutchinson_probe_fake,
+    _hutchinson_probe_out,
+    "hutchinson",
 )
 
 # The libraries come last: they fill in kernels for ops defined above, C++ before Triton.

@@ -2,6 +2,7 @@
 
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.group_norm_silu import group_norm_silu
+from fastscore.ops.hutchinson import hutchinson, hutchinson_probe
 from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
 from fastscore.ops.philox import philox_normal, philox_rademacher
@@ -11,6 +12,8 @@ from fastscore.ops.solver_step import solver_step, solver_step_
 __all__ = [
     "error_norm",
     "group_norm_silu",
+    "hutchinson",
+    "hutchinson_probe",
     "langevin_step",
     "langevin_step_",
     "linear_step",

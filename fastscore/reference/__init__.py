@@ -2,6 +2,7 @@
 
 from fastscore.reference.error_norm import error_norm
 from fastscore.reference.group_norm_silu import group_norm_silu
+from fastscore.reference.hutchinson import hutchinson, hutchinson_probe
 from fastscore.reference.langevin_step import langevin_step
 from fastscore.reference.linear_step import linear_step
 from fastscore.reference.philox import philox_normal, philox_rademacher
@@ -11,6 +12,8 @@ from fastscore.reference.solver_step import solver_step
 __all__ = [
     "error_norm",
     "group_norm_silu",
+    "hutchinson",
+    "hutchinson_probe",
     "langevin_step",
     "linear_step",
     "philox_normal",
