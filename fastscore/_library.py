@@ -31,7 +31,8 @@ from fastscore.reference.philox import philox_rademacher as _philox_rademacher
 from fastscore.reference.resample import resample_to as _resample_to
 from fastscore.reference.solver_step import solver_step as _solver_step
 
-_group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")  # the module, not its function
+_attention = importlib.import_module("fastscore.reference.attention")  # the module, not its function
+_group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")
 
 _LIBRARY = torch.library.Library("fastscore", "FRAGMENT")
 _TRITON = torch.library.Library("fastscore_triton", "FRAGMENT")
@@ -285,6 +286,60 @@ define(
     _resample_fake,
     _resample_to,
     "resample",
+)
+_LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
+
+# ------------------------------------------------------------------------------------------------- attention
+
+_QKV = "Tensor q, Tensor k, Tensor v"
+
+
+def _laid_out(reference: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The reference with its results where the kernels put them in memory."""
+
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(_attention.empty_like_q(r).copy_(r) if r.dim() == 4 else r for r in reference(*args))
+
+    return run
+
+
+def _attention_kept_fake(q: Tensor, residual: Tensor | None, output_scale: float, keep: bool) -> tuple[Tensor, Tensor]:
+    apart = keep and _attention.keeps_attended(residual, output_scale)
+    lse = q.new_empty(q.shape[:3] if keep else (0,), dtype=_attention.op_dtype(q))
+    return _attention.empty_like_q(q) if apart else q.new_empty(0), lse
+
+
+def _attention_fwd_fake(
+    q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, scale: float, output_scale: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _attention.empty_like_q(q), *_attention_kept_fake(q, residual, output_scale, keep)
+
+
+def _attention_jvp_fake(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    y, y_t = _attention.empty_like_q(q), _attention.empty_like_q(q)
+    return y, y_t, *_attention_kept_fake(q, residual, *rest[-2:])
+
+
+define(
+    f"attention_fwd({_QKV}, Tensor? residual, float scale, float output_scale, bool keep)"
+    " -> (Tensor y, Tensor attended, Tensor lse)",
+    _attention_fwd_fake,
+    _laid_out(_attention.attention_fwd),
+    "attention",
+)
+define(
+    f"attention_bwd(Tensor grad_y, {_QKV}, Tensor attended, Tensor lse, float scale, float output_scale)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    lambda grad_y, q, k, v, *_: tuple(_attention.empty_like_q(t) for t in (q, k, v)),
+    _laid_out(_attention.attention_bwd),
+    "attention",
+)
+define(
+    f"attention_jvp({_QKV}, Tensor? residual, Tensor? q_t, Tensor? k_t, Tensor? v_t, Tensor? residual_t, float scale, "
+    "float output_scale, bool keep) -> (Tensor y, Tensor y_t, Tensor attended, Tensor lse)",
+    _attention_jvp_fake,
+    _laid_out(_attention.attention_jvp),
+    "attention",
 )
 
 # ------------------------------------------------------------------------------------------------- hutchinson

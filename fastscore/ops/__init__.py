@@ -1,5 +1,6 @@
 """The fused ops: one public function each, for every backend; all but `error_norm` are differentiable."""
 
+from fastscore.ops.attention import attention
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.hutchinson import hutchinson, hutchinson_probe
@@ -10,6 +11,7 @@ from fastscore.ops.resample import resample
 from fastscore.ops.solver_step import solver_step, solver_step_
 
 __all__ = [
+    "attention",
     "error_norm",
     "group_norm_silu",
     "hutchinson",

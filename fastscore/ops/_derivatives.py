@@ -1,8 +1,8 @@
-"""When an op has to go through its autograd.Function, and what one in place has to copy then."""
+"""When an op has to go through its autograd.Function, what one in place copies then, and derivatives of derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,3 +28,25 @@ def copied(x: Tensor) -> Callable[[Any], Any]:
     """
     copy = x.clone()
     return lambda argument: copy if argument is x else argument
+
+
+def spread(values: Sequence[Tensor], places: Sequence[int], count: int) -> tuple[Tensor | None, ...]:
+    """`values` at the places, None elsewhere."""
+    result: list[Tensor | None] = [None] * count
+    for k, value in zip(places, values, strict=True):
+        result[k] = value
+    return tuple(result)
+
+
+def pullback(plain: Callable[..., Any], *points: Any) -> Callable[[Any], Any]:
+    """The product of a vector with the Jacobian of `plain` at the points."""
+    return torch.func.vjp(plain, *points)[1]
+
+
+def directional(
+    plain: Callable[..., tuple[Tensor, ...]], points: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Any:
+    """Derivative of `plain` along `tangents`, by reverse mode twice: only in torch.func does forward mode nest."""
+    outputs, back, *_ = torch.func.vjp(plain, *points)
+    along = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(points, tangents, strict=True))
+    return pullback(back, tuple(torch.zeros_like(out) for out in outputs))(along)[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscore import _backend, _checks
-from fastscore.ops._derivatives import needs_function
+from fastscore.ops._derivatives import directional, needs_function, pullback, spread
 
 _reference = import_module("fastscore.reference.group_norm_silu")
 
@@ -217,14 +217,14 @@ class _Vjp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Result:
         plain, present, kept = _plain_vjp(ctx.saved_tensors, *ctx.settings)
-        gradients = _pullback(plain, *present)(tuple(grads[k - 1] for k in kept[1:]))
-        return *_spread(gradients, kept, 7), *[None] * 5
+        gradients = pullback(plain, *present)(tuple(grads[k - 1] for k in kept[1:]))
+        return *spread(gradients, kept, 7), *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Optional) -> Result:
         plain, present, kept = _plain_vjp(ctx.saved_tensors, *ctx.settings)
-        outputs = _directional(plain, present, [tangents[k] for k in kept])
-        return _spread(outputs, [k - 1 for k in kept[1:]], 6)
+        outputs = directional(plain, present, [tangents[k] for k in kept])
+        return spread(outputs, [k - 1 for k in kept[1:]], 6)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -259,14 +259,14 @@ class _Jvp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Result:
         plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
-        gradients = _spread(_pullback(plain, *present)((grads[0],)), kept, 12)
+        gradients = spread(pullback(plain, *present)((grads[0],)), kept, 12)
         return *gradients[:6], None, None, *gradients[6:], None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Optional) -> Tensor:
         plain, present, kept = _plain_jvp(ctx.saved_tensors, *ctx.settings)
         given = (*tangents[:6], *tangents[8:14])
-        return _directional(plain, present, [given[k] for k in kept])[0]
+        return directional(plain, present, [given[k] for k in kept])[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -305,31 +305,12 @@ def _where_needed(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> li
     return [g if need else None for g, need in zip(gradients, needed)]  # noqa: B905
 
 
-def _spread(values: tuple[Tensor, ...], kept: list[int], count: int) -> Result:
-    """`values` at the places `kept`, None elsewhere."""
-    result: list[Optional] = [None] * count
-    for k, value in zip(kept, values, strict=True):
-        result[k] = value
-    return tuple(result)
-
-
-def _pullback(plain: Callable[..., Any], *points: Any) -> Callable[[Any], Any]:
-    return torch.func.vjp(plain, *points)[1]
-
-
-def _directional(plain: Callable[..., tuple[Tensor, ...]], present: list[Tensor], tangents: list[Optional]) -> Any:
-    """Derivative of `plain` along `tangents`, by reverse mode twice: only in torch.func does forward mode nest."""
-    outputs, pullback, *_ = torch.func.vjp(plain, *present)
-    along = tuple(torch.zeros_like(p) if t is None else t for p, t in zip(present, tangents, strict=True))
-    return _pullback(pullback, tuple(torch.zeros_like(out) for out in outputs))(along)[0]
-
-
 def _plain_vjp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tuple[Any, list[Tensor], list[int]]:
     """`_Vjp` in plain PyTorch, as a function of those of (grad_y, x, parameters) that are there, and their places."""
     kept = [k for k, t in enumerate(tensors) if t is not None]
 
     def plain(*present: Tensor) -> tuple[Tensor, ...]:
-        grad_y, *inputs = _spread(present, kept, 7)
+        grad_y, *inputs = spread(present, kept, 7)
         _, mean, rstd = _reference.group_norm_silu_fwd(*inputs, num_groups, eps, silu)
         gradients = _reference.group_norm_silu_bwd(grad_y, *inputs, mean, rstd, num_groups, silu)
         return tuple(gradients[k - 1] for k in kept[1:])
@@ -342,7 +323,7 @@ def _plain_jvp(tensors: Result, num_groups: int, eps: float, silu: bool) -> tupl
     kept = [k for k, t in enumerate(tensors) if t is not None]
 
     def plain(*present: Tensor) -> tuple[Tensor, ...]:
-        every = _spread(present, kept, 12)
+        every = spread(present, kept, 12)
         _, mean, rstd = _reference.group_norm_silu_fwd(*every[:6], num_groups, eps, silu)
         return (_reference.group_norm_silu_jvp(*every[:6], mean, rstd, *every[6:], num_groups, silu),)
 

@@ -1,5 +1,6 @@
 """Every op in plain PyTorch, under its own name: the specification that all other versions are held to."""
 
+from fastscore.reference.attention import attention
 from fastscore.reference.error_norm import error_norm
 from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.hutchinson import hutchinson, hutchinson_probe
@@ -10,6 +11,7 @@ from fastscore.reference.resample import resample
 from fastscore.reference.solver_step import solver_step
 
 __all__ = [
+    "attention",
     "error_norm",
     "group_norm_silu",
     "hutchinson",
