@@ -225,13 +225,13 @@ __device__ __forceinline__ Moments<Real> block_merge(Moments<Real> m) {
 
 // ------------------------------------------------------------------------------------------------ launch
 
-// Enqueues the kernel; a grid without blocks has nothing to do. More than 48 KiB of dynamic shared memory are asked for
-// here.
+// Enqueues the kernel; a grid without blocks has nothing to do. Much dynamic shared memory is asked for here:
+// with the static arrays it may pass the 48 KiB that a block has without asking.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_shared,
                    cudaStream_t stream, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
-  if (dynamic_shared > 48 * 1024) {
+  if (dynamic_shared > 32 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(dynamic_shared));

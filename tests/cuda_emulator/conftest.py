@@ -78,15 +78,19 @@ class Kernel:
     def order(self, seed: int) -> Iterator[None]:
         """Blocks and threads have their turn in an order made of the seed."""
         self.library.emulator_set_order(seed)
-        yield
-        self.library.emulator_set_order(0)
+        try:
+            yield
+        finally:
+            self.library.emulator_set_order(0)
 
     @contextmanager
     def multiprocessors(self, count: int) -> Iterator[None]:
         """The device has that many: the grid of a kernel whose blocks loop is capped by it."""
         self.library.emulator_set_multiprocessors(count)
-        yield
-        self.library.emulator_set_multiprocessors(132)
+        try:
+            yield
+        finally:
+            self.library.emulator_set_multiprocessors(132)
 
 
 @pytest.fixture(scope="session")
@@ -104,20 +108,27 @@ def compile_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Kern
     folder = tmp_path_factory.mktemp("cuda_emulator")
     known: dict[tuple[str, ...], Kernel] = {}
 
+    def run(*command: str | Path) -> None:
+        done = subprocess.run([compiler, *command], stderr=subprocess.PIPE, text=True, env=environment)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(map(str, done.args))}\n{done.stderr}", pytrace=False)
+
     def to_object(source: Path, flags: list[str]) -> Path:
         target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True, env=environment)
+        run(*FLAGS, *flags, "-x", "c++", "-c", source, "-o", target)
         return target
 
-    own = [to_object(HERE / f"{name}.cpp", []) for name in ("emulator", "fiber", "sanitizers")]
+    own = [
+        to_object(HERE / f"{name}.cpp", [])
+        for name in ("launch", "barriers", "shared", "runtime", "fiber", "sanitizers")
+    ]
 
     def compile_sources(*sources: str) -> Kernel:
         if sources not in known:
             objects = [to_object(HERE.parents[1] / source, SANITIZE) for source in sources]
             target = folder / f"{len(known)}.so"
             # -z now: a function that nobody emulates shows here, not in the middle of a launch.
-            link = ["-shared", "-Wl,-z,now", *["-fsanitize=address"] * ADDRESS]
-            subprocess.run([compiler, *link, *own, *objects, "-o", target], check=True, env=environment)
+            run("-shared", "-Wl,-z,now", *["-fsanitize=address"] * ADDRESS, *own, *objects, "-o", target)
             known[sources] = Kernel(target)
         return known[sources]
 

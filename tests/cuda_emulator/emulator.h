@@ -19,10 +19,8 @@
 
 namespace emulator {
 
-// Adds a line to the report, which makes the launch fail.
+// Adds a line to the report, with the block and thread that run.
 void record(const std::string& what);
-// Which block and thread runs, with ": " behind; empty outside of a launch.
-std::string position();
 // Ends the launch; outside of a launch, returns.
 void stop();
 // What AddressSanitizer finds from now on, if it is loaded, is recorded.

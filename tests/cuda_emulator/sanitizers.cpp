@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "block.h"
 #include "emulator.h"
 
 namespace {
@@ -52,7 +53,7 @@ HANDLER(pointer_overflow, "overflow of a pointer")
 HANDLER(float_cast_overflow, "a floating point number outside of the range of the integer")
 
 // There if AddressSanitizer is loaded. What it finds is already printed; here the first line is kept, and the first
-// place. The launch goes on, because its lock is held.
+// place. The thread goes on, because a lock is held here.
 extern "C" [[gnu::weak]] void __asan_set_error_report_callback(void (*)(const char*));
 
 void emulator::watch_addresses() {
@@ -64,6 +65,7 @@ void emulator::watch_addresses() {
       return at == std::string::npos ? std::string() : text.substr(at, text.find('\n', at) - at);
     };
     emulator::record(line("AddressSanitizer: ") + "; " + line("#0 "));
+    emulator::stop_soon();
   });
 }
 

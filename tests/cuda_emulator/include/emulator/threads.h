@@ -1,4 +1,4 @@
-// The threads of a block, their barriers and warps. See emulator.cpp.
+// The threads of a block, their barriers and warps. See launch.cpp and barriers.cpp.
 #pragma once
 
 #include <cstddef>
