@@ -235,6 +235,7 @@ class AdaptiveSampler(Sampler):
         check_finite: bool,
         progress: bool,
         callback: Callback | None,
+        cuda_graph: bool,
     ) -> tuple[Tensor, AdaptiveInfo]:
         start = time.perf_counter()
         tolerance = self.atol, self.rtol, self.scale

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.noise import Noise, as_noise
+from fastscore.samplers.cuda_graph import StepGraph
 from fastscore.samplers.hooks import Hook, Hooks
-from fastscore.samplers.loop import run_plan
+from fastscore.samplers.loop import Run, checked_result, run_rows, tables, with_progress
 from fastscore.samplers.plan import Plan
 from fastscore.samplers.table import Table
 from fastscore.score import Convention, convention_of
@@ -98,6 +99,7 @@ class Sampler(ABC):
         progress: bool = False,
         callback: Callback | None = None,
         return_info: bool = False,
+        cuda_graph: bool = False,
     ) -> Tensor | tuple[Tensor, SampleInfo]:
         """Draw samples.
 
@@ -115,6 +117,10 @@ class Sampler(ABC):
             progress: show a progress bar.
             callback: called as ``callback(index, step, x)`` after every row of the plan, with a state of its own.
             return_info: also return a `SampleInfo`.
+            cuda_graph: capture a step as a CUDA graph and replay it, so that the host has nothing to do per step; kept
+                for further runs on the same shape. For samplers with fixed steps on CUDA tensors, with counter-based
+                noise, without hooks, callback and check_finite; the model must allow capture (static shapes, no value
+                read on the host). The numbers are the same.
 
         Returns:
             Samples of shape (B, ...), on the scale of the data the model was trained on; with ``return_info`` a pair.
@@ -125,8 +131,18 @@ class Sampler(ABC):
         """
         every = Hooks(hooks)
         x, source = self._start(shape_or_latent, seed, noise, dtype, device)
+        if cuda_graph:
+            self._check_graph(x, source, every, check_finite, callback)
         with evaluating(self.model):
-            x, info = self._run(x, source, every, check_finite=check_finite, progress=progress, callback=callback)
+            x, info = self._run(
+                x,
+                source,
+                every,
+                check_finite=check_finite,
+                progress=progress,
+                callback=callback,
+                cuda_graph=cuda_graph,
+            )
         return (x, info) if return_info else x
 
     @abstractmethod
@@ -139,8 +155,28 @@ class Sampler(ABC):
         check_finite: bool,
         progress: bool,
         callback: Callback | None,
+        cuda_graph: bool,
     ) -> tuple[Tensor, SampleInfo]:
         """Sample from the state x, which may be overwritten."""
+
+    def _check_graph(
+        self, x: Tensor, noise: Noise, hooks: Hooks, check_finite: bool, callback: Callback | None
+    ) -> None:
+        """Raise unless the run can be captured."""
+        name = type(self).__name__
+        if not isinstance(self, FixedStepSampler):
+            raise ValueError(f"{name}: cuda_graph must be False, as this sampler chooses its steps while it runs")
+        if x.device.type != "cuda":
+            raise ValueError(f"{name}: cuda_graph=True needs a state on a CUDA device, got one on {x.device}")
+        if not noise.counter_based:
+            raise ValueError(
+                f"{name}: cuda_graph=True needs counter-based noise, PhiloxNoise, got {type(noise).__name__}"
+            )
+        for argument, given in (("hooks", hooks), ("callback", callback), ("check_finite", check_finite)):
+            if given:
+                raise ValueError(
+                    f"{name}: {argument} cannot be used with cuda_graph=True: the host takes no part in a step"
+                )
 
     def _start(
         self,
@@ -209,6 +245,7 @@ class FixedStepSampler(Sampler):
         self.steps, self.clip = steps, clip
         self._plans: dict[bool, Plan] = {}
         self._buffers: dict[object, deque[Tensor]] = {}
+        self._graphs: dict[object, StepGraph] = {}
 
     @abstractmethod
     def _tabulate(self, table: Table) -> None:
@@ -234,26 +271,35 @@ class FixedStepSampler(Sampler):
         check_finite: bool,
         progress: bool,
         callback: Callback | None,
+        cuda_graph: bool,
     ) -> tuple[Tensor, SampleInfo]:
         plan = self._plan(denoised=hooks.on_denoised_used)
         start = time.perf_counter()
         like = x.shape, x.stride(), x.dtype, x.device, x.is_inference()
+        if cuda_graph:
+            x = self._run_graph(plan, x, noise, like, progress)
+            return checked_result(x), SampleInfo(plan.nfe, time.perf_counter() - start, plan)
         buffers = self._buffers.pop(like, deque())  # a run at the same time in another thread has its own
-        x = run_plan(
-            plan,
-            self.model,
-            x,
-            noise,
-            self.sde,
-            buffers=buffers,
-            per_sample=self.norm == "sample",
-            hooks=hooks,
-            check_finite=check_finite,
-            progress=progress,
-            callback=callback,
-        )
+        per_sample = self.norm == "sample"
+        run = Run(plan, self.model, x, noise, self.sde, per_sample, hooks, check_finite, callback, buffers)
+        run_rows(run, tables(run), with_progress(plan.steps) if progress else plan.steps)
         self._buffers = {like: buffers}
-        return x, SampleInfo(plan.nfe, time.perf_counter() - start, plan)
+        return checked_result(x), SampleInfo(plan.nfe, time.perf_counter() - start, plan)
+
+    def _run_graph(self, plan: Plan, x: Tensor, noise: Noise, like: object, progress: bool) -> Tensor:
+        graph = self._graphs.get(like)
+        if graph is None or graph.run.model is not self.model:
+            run = Run(plan, self.model, x, noise, self.sde, self.norm == "sample", Hooks(()), False, None, deque())
+            given = tables(run)
+            graph = StepGraph(run, given)
+        else:
+            graph.run.x.copy_(x)
+            graph.run.noise = noise
+            given = tables(graph.run)
+        self._graphs = {}  # none that an error has left in between
+        graph(given, with_progress if progress else iter)
+        self._graphs = {like: graph}
+        return graph.run.x.clone()
 
 
 def check_count(owner: str, name: str, value: int, least: int) -> None:

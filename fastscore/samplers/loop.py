@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from fastscore.samplers.hooks import Hooks, Moment
 from fastscore.samplers.plan import LANGEVIN, POINT, Plan, Step
 from fastscore.sde import SDE
 
-__all__ = ["NonFiniteError", "check_kept", "checked_result", "fitting", "run_plan", "with_progress"]
+__all__ = [
+    *("NonFiniteError", "Row", "Run", "Tables"),
+    *("check_kept", "checked_result", "fitting", "run_rows", "tables", "with_progress"),
+]
 
 Item = TypeVar("Item")
 
@@ -39,55 +42,96 @@ class Call(Protocol):
         """Where the call was."""
 
 
-def run_plan(
-    plan: Plan,
-    model: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    noise: Noise,
-    sde: SDE,
-    *,
-    buffers: deque[Tensor],
-    per_sample: bool,
-    hooks: Hooks,
-    check_finite: bool,
-    progress: bool,
-    callback: Callable[[int, Step, Tensor], None] | None,
-) -> Tensor:
-    """Run a plan from the state x, which may be overwritten, and return the last state.
+@dataclass
+class Run:
+    """What a run works with.
 
-    Args:
+    Attributes:
         plan: the table.
         model: ``h = model(x, labels)``, labels of shape (B,).
-        x: state of shape (B, ...).
+        x: state of shape (B, ...), overwritten.
         noise: counter-based noise is drawn inside the kernels; any other is asked for one tensor per row that draws.
         sde: handed to hooks.
-        buffers: memory like x to work in, of an earlier run or empty; fresh memory is dear on a CPU.
         per_sample: Langevin norms per sample in place of means over the batch.
-        hooks, check_finite, progress, callback: see `Sampler.sample`.
+        hooks, check_finite, callback: see `Sampler.sample`.
+        buffers: memory like x to keep outputs in, the oldest first, of an earlier run or empty; fresh memory is dear on
+            a CPU.
+        outputs: the last outputs, newest first.
     """
+
+    plan: Plan
+    model: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    noise: Noise
+    sde: SDE
+    per_sample: bool
+    hooks: Hooks
+    check_finite: bool
+    callback: Callable[[int, Step, Tensor], None] | None
+    buffers: deque[Tensor]
+    outputs: deque[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = deque(maxlen=self.plan.memory)
+
+
+class Tables(NamedTuple):
+    """What the rows of a plan read on the device, one entry per row.
+
+    Attributes:
+        rows: coefficients.
+        labels: (B,) each.
+        scales: of the point in front of the network, or None where all are 1.
+        counters: (seed, draw) of the row's noise, int64 (2,), or None where noise is not drawn by a counter.
+        samples: the index of every sample, int64 (B,), or None likewise.
+    """
+
+    rows: Sequence[Row]
+    labels: Sequence[Tensor]
+    scales: Tensor | None
+    counters: Sequence[Tensor | None]
+    samples: Tensor | None
+
+
+def tables(run: Run) -> Tables:
+    """The tables of a run, moved to the device at once; makes room for the outputs that are kept."""
+    plan, x = run.plan, run.x
     op_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows = _prepared(plan, op_dtype, x, through_hooks=hooks.on_denoised_used)
+    rows = _prepared(plan, op_dtype, x, through_hooks=run.hooks.on_denoised_used)
     labels = plan.labels(x.shape[0], op_dtype, x.device).unbind(0)
     scales = plan.input_scales(x.dtype, x.device)
     counters: Sequence[Tensor | None] = [None] * len(plan.steps)
     samples = None
-    if noise.counter_based:
-        counters = noise.rng_table(range(1, len(plan.steps) + 1), x.device).unbind(0)
-        samples = noise.samples_for(x.shape[0], x.device)
-    ops = unchecked(x.device)
-    outputs: deque[Tensor] = deque(maxlen=plan.memory)
+    if run.noise.counter_based:
+        counters = run.noise.rng_table(range(1, len(plan.steps) + 1), x.device).unbind(0)
+        samples = run.noise.samples_for(x.shape[0], x.device)
     if plan.memory > 1 and any(row.solver is not None for row in rows):
-        buffers.extend(torch.empty_like(x) for _ in range(plan.memory - len(buffers)))
+        run.buffers.extend(torch.empty_like(x) for _ in range(plan.memory - len(run.buffers)))
+    return Tables(rows, labels, scales, counters, samples)
+
+
+def run_rows(run: Run, given: Tables, steps: Iterable[Step], *, first: int = 0, copies: bool = False) -> None:
+    """Move the state along some steps of the plan, from its row `first` on.
+
+    Args:
+        given: the tables, of which entry k belongs to the k-th step.
+        copies: outputs of the network that are kept are copied to `run.buffers`.
+    """
+    x, hooks, noise, sde, model, plan = run.x, run.hooks, run.noise, run.sde, run.model, run.plan
+    buffers, outputs = run.buffers, run.outputs
+    rows, labels, scales, counters, samples = given
+    ops = unchecked(x.device)
     point = x
-    for i, (step, row) in enumerate(zip(with_progress(plan.steps) if progress else plan.steps, rows, strict=True)):
+    for k, (step, row) in enumerate(zip(steps, rows, strict=True)):
+        i = first + k
         if hooks and point is x:
             hooks.before_step(x, _moment(i, step.t, x, sde, noise))
-        given, h, exponent = point, None, None
+        raw, h, exponent = point, None, None
         if step.label is not None:
-            h = fitting(model(point if scales is None else point * scales[i], labels[i]), x, step)
+            h = fitting(model(point if scales is None else point * scales[k], labels[k]), x, step)
             if step.exponent is not None:
                 h, exponent = h.chunk(2, 1)
-            given = h
+            raw = h
             for conversion in row.conversions:
                 h = ops.linear_step(h, [point], conversion, None, None, None)
                 if conversion is row.conversions[0] and step.denoise is not None:
@@ -100,9 +144,9 @@ def run_plan(
             if samples is None:
                 z = noise.normal(x.shape, dtype=x.dtype, device=x.device, draw=i + 1)
             else:
-                rng, ids = counters[i], samples
+                rng, ids = counters[k], samples
         if row.solver is not None:
-            history = [outputs[k] for k in range(row.terms)]
+            history = [outputs[age] for age in range(row.terms)]
             m = None
             if buffers:
                 m = buffers[0]  # what is in it has grown too old to be used
@@ -112,11 +156,14 @@ def run_plan(
                 outputs.appendleft(m)
         else:
             if h is not None:
+                if copies:
+                    h = buffers[0].copy_(h)
+                    buffers.rotate(-1)
                 outputs.appendleft(h)
             if step.kind == LANGEVIN:
-                ops.langevin_step_(x, h, row.coefficients, z, rng, ids, per_sample)
+                ops.langevin_step_(x, h, row.coefficients, z, rng, ids, run.per_sample)
             else:
-                history = [outputs[age] if age >= 0 else point if age == POINT else given for age in step.ages]
+                history = [outputs[age] if age >= 0 else point if age == POINT else raw for age in step.ages]
                 if step.stage:
                     point = ops.linear_step(x, history, row.coefficients, z, rng, ids)
                 else:
@@ -125,18 +172,17 @@ def run_plan(
             point = x
             if hooks:
                 hooks.after_step(x, _moment(i, step.t_next, x, sde, noise))
-        if check_finite and not bool(torch.isfinite(point).all()):
+        if run.check_finite and not bool(torch.isfinite(point).all()):
             raise NonFiniteError(
                 f"the state is not finite after step {i} ({step.name}) at t = {step.t:.6g}: the network output there "
                 f"was {'finite' if h is None or bool(torch.isfinite(h).all()) else 'not finite'}"
             )
-        if callback is not None:
-            callback(i, step, x.clone())
-    return checked_result(x)
+        if run.callback is not None:
+            run.callback(i, step, x.clone())
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """The coefficients of a row on the device: of the network's output turned into other things, and of the update."""
 
     conversions: tuple[Tensor, ...]
@@ -145,7 +191,7 @@ class _Row:
     terms: int
 
 
-def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) -> list[_Row]:
+def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) -> list[Row]:
     """All coefficients, moved to the device at once."""
     rows: list[tuple[float, ...]] = []
     shapes = []
@@ -162,7 +208,7 @@ def _prepared(plan: Plan, dtype: torch.dtype, x: Tensor, through_hooks: bool) ->
     flat = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
     placed = iter(flat.to(x.device, dtype).split([len(row) for row in rows]))
     return [
-        _Row(tuple(islice(placed, count)), next(placed), next(placed) if solved else None, terms)
+        Row(tuple(islice(placed, count)), next(placed), next(placed) if solved else None, terms)
         for count, terms, solved in shapes
     ]
 
