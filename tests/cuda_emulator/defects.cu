@@ -193,16 +193,43 @@ __global__ void too_much_static_shared(float* data, std::int64_t) {
   data[threadIdx.x] = small[threadIdx.x];
 }
 
+// Beside the dynamic memory of the launch.
+template <bool planted>
+__global__ void too_much_shared_together(float* data, std::int64_t) {
+  FASTSCORE_SHARED(float, large, (12 * 1024 - (planted ? 0 : threads)));
+  large[threadIdx.x] = 1;
+  data[threadIdx.x] = large[threadIdx.x];
+}
+
 using Kernel = void (*)(float*, std::int64_t);
 #define BOTH(kernel) {kernel<false>, kernel<true>}
 // In the order of test_emulator.py.
 const Kernel kernels[][2] = {
-    BOTH(missing_barrier),    BOTH(missing_syncwarp),      BOTH(overwritten_while_read), BOTH(written_twice),
-    BOTH(atomic_and_plain),   BOTH(uninitialized),         BOTH(left_by_another_block),  BOTH(beyond_shared),
-    BOTH(beyond_global),      BOTH(misaligned_global),     BOTH(misaligned_float4),      BOTH(misaligned_shared),
-    BOTH(divergent_barrier),  BOTH(return_before_barrier), BOTH(lane_that_never_comes),  BOTH(caller_not_in_mask),
-    BOTH(source_not_in_mask), BOTH(different_masks),       BOTH(signed_overflow),        BOTH(shift_too_far),
-    BOTH(beyond_registers),   BOTH(too_large_for_an_int),  BOTH(divided_by_zero),        BOTH(too_much_static_shared),
+    BOTH(missing_barrier),
+    BOTH(missing_syncwarp),
+    BOTH(overwritten_while_read),
+    BOTH(written_twice),
+    BOTH(atomic_and_plain),
+    BOTH(uninitialized),
+    BOTH(left_by_another_block),
+    BOTH(beyond_shared),
+    BOTH(beyond_global),
+    BOTH(misaligned_global),
+    BOTH(misaligned_float4),
+    BOTH(misaligned_shared),
+    BOTH(divergent_barrier),
+    BOTH(return_before_barrier),
+    BOTH(lane_that_never_comes),
+    BOTH(caller_not_in_mask),
+    BOTH(source_not_in_mask),
+    BOTH(different_masks),
+    BOTH(signed_overflow),
+    BOTH(shift_too_far),
+    BOTH(beyond_registers),
+    BOTH(too_large_for_an_int),
+    BOTH(divided_by_zero),
+    BOTH(too_much_static_shared),
+    BOTH(too_much_shared_together),
 };
 
 }  // namespace

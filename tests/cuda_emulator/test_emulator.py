@@ -2,9 +2,15 @@
 
 import ctypes
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
 
 # ------------------------------------------------------------------------------------------------ defects
 
@@ -53,6 +59,8 @@ DEFECTS = {
     "too_large_for_an_int": THREAD + r"undefined behavior: a floating point number outside of the range",
     "divided_by_zero": r"thread \(0, 0, 0\): undefined behavior: division by zero",
     "too_much_static_shared": r"shared memory large: the block declares 49156 bytes, and has 49152",
+    "too_much_shared_together": r"shared memory large: the block has 49408 bytes with the dynamic ones, allowed are "
+    r"49152",
 }
 
 
@@ -74,6 +82,16 @@ def test_defects_are_found(defects, address_sanitizer: bool, defect: str, order:
     print(error.value)
     assert re.search(DEFECTS[defect], str(error.value)), error.value
     run(planted=False)  # nothing of the failed launch is left
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("source", ["defects", "probes"])
+def test_nvcc_compiles_the_same(source: str, tmp_path: Path) -> None:
+    """What is emulated exists."""
+    includes = [f"-I{HERE}", f"-I{CSRC}", f"-I{CSRC}/include"]
+    command = ["nvcc", "-std=c++20", "-arch=sm_90", *includes, "-c", HERE / f"{source}.cu", "-o", tmp_path / "kernel.o"]
+    subprocess.run(command, check=True)
 
 
 # ------------------------------------------------------------------------------------------------ threads and warps
