@@ -288,6 +288,7 @@ define(
     "resample",
 )
 _LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
+_LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
 
 # ------------------------------------------------------------------------------------------------- attention
 

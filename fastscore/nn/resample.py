@@ -1,7 +1,4 @@
-"""Resampling by two: nearest / average, or with an anti-aliasing FIR filter (Zhang 2019, arXiv 1904.11486).
-
-The filters are depthwise convolutions, so they differentiate in both modes and keep the memory format of their input.
-"""
+"""Resampling by two: nearest / average, or with an anti-aliasing FIR filter (Zhang 2019, arXiv 1904.11486)."""
 
 from __future__ import annotations
 
@@ -12,39 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastscore.nn.layers import conv
+from fastscore.ops import resample
+from fastscore.ops.resample import MAX_TAPS
 
 
 def fir_taps(kernel: Sequence[float]) -> Tensor:
-    """The outer product of a 1-D filter with itself, normalized to sum 1: float32 (L, L)."""
+    """The outer product of a 1-D filter with itself, normalized to sum 1: float32 (L, L).
+
+    Raises:
+        ValueError: the filter has fewer than 2 taps, or more than `fastscore.ops.resample` takes.
+    """
+    if not 2 <= len(kernel) <= MAX_TAPS:
+        raise ValueError(f"fir_kernel must have 2 to {MAX_TAPS} taps, got {len(kernel)}")
     row = torch.tensor(kernel, dtype=torch.float64)
     taps = torch.outer(row, row)
     return (taps / taps.sum()).float()
-
-
-def _depthwise(taps: Tensor, x: Tensor) -> Tensor:
-    return taps.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-
-
-def fir_filter(x: Tensor, taps: Tensor, *, padding: tuple[int, int], stride: int = 1) -> Tensor:
-    """Zero-pad by `padding` (before, after) on both axes, convolve every channel with `taps`, keep every stride-th."""
-    before, after = padding
-    if before != after:
-        x, before = F.pad(x, (before, after, before, after)), 0
-    return F.conv2d(x, _depthwise(taps.flip(0, 1), x), stride=stride, padding=before, groups=x.shape[1])
-
-
-def fir_downsample(x: Tensor, taps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/2, W/2): filter, then drop every second row and column."""
-    extra = taps.shape[0] - 2
-    return fir_filter(x, taps, padding=((extra + 1) // 2, extra // 2), stride=2)
-
-
-def fir_upsample(x: Tensor, taps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W): put a zero after every pixel, filter, multiply by 4 to keep the brightness."""
-    # a transposed convolution is exactly that, without the multiplications by the zeros; it also gives the margin
-    first = (taps.shape[0] - 2) // 2
-    full = F.conv_transpose2d(x, 4 * _depthwise(taps, x), stride=2, groups=x.shape[1])
-    return full[:, :, first : first + 2 * x.shape[2], first : first + 2 * x.shape[3]]
 
 
 class Resample(nn.Module):
@@ -54,6 +33,7 @@ class Resample(nn.Module):
     """
 
     taps: Tensor | None
+    gain = 1
 
     def __init__(
         self,
@@ -65,7 +45,7 @@ class Resample(nn.Module):
         fir_kernel: Sequence[float] = (1, 3, 3, 1),
     ):
         super().__init__()
-        self.register_buffer("taps", fir_taps(fir_kernel) if fir else None, persistent=False)
+        self.register_buffer("taps", self.gain * fir_taps(fir_kernel) if fir else None, persistent=False)
         self.conv_name = ("Conv2d_0" if fir else "Conv_0") if with_conv else None
         if self.conv_name is not None:
             assert in_channels is not None, "a convolution needs its number of channels"
@@ -78,8 +58,14 @@ class Resample(nn.Module):
 class Upsample(Resample):
     """(B, C, H, W) -> (B, C', 2H, 2W): nearest or FIR, then the convolution if there is one."""
 
+    gain = 4  # of the four pixels in place of one, three are zero before the filter
+
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest") if self.taps is None else fir_upsample(x, self.taps)
+        if self.taps is None:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        else:
+            length = self.taps.shape[0]
+            x = resample(x, self.taps, up=2, padding=((length + 1) // 2, (length - 2) // 2))
         return x if self.conv_name is None else getattr(self, self.conv_name)(x)
 
 
@@ -90,11 +76,11 @@ class Downsample(Resample):
         return conv(in_channels, out_channels, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv_name is None:
-            return F.avg_pool2d(x, 2) if self.taps is None else fir_downsample(x, self.taps)
         if self.taps is None:
-            x = F.pad(x, (0, 1, 0, 1))
-        else:  # the filter also provides the border of the 3x3 convolution: H -> H + 1
-            extra = self.taps.shape[0]
-            x = fir_filter(x, self.taps, padding=((extra + 1) // 2, extra // 2))
-        return getattr(self, self.conv_name)(x)
+            x = F.avg_pool2d(x, 2) if self.conv_name is None else F.pad(x, (0, 1, 0, 1))
+        else:
+            # in front of the 3x3 convolution, the filter also provides its border: H -> H + 1
+            stride, extra = (2, -1) if self.conv_name is None else (1, 1)
+            length = self.taps.shape[0] + extra
+            x = resample(x, self.taps, down=stride, padding=(length // 2, (length - 1) // 2))
+        return x if self.conv_name is None else getattr(self, self.conv_name)(x)

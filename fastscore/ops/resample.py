@@ -115,7 +115,13 @@ class _TransformableResample(_Resample):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Resample.setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[1])
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # else taps without a tangent have one of zeros
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return (None,) * 7
+        return _Resample.backward(ctx, grads[0])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:

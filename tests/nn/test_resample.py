@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastscore.nn.resample import Downsample, Upsample, fir_downsample, fir_taps, fir_upsample
+from fastscore.nn.resample import Downsample, Upsample, fir_taps
 
 KERNELS = [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 2, 4, 7), (1, 4, 6, 4, 1)]
 
@@ -44,8 +44,10 @@ def test_fir_is_the_definition(kernel, memory_format, x):
     extra = length - 2
     down = literal(x, taps, 1, 2, (extra + 1) // 2, extra // 2)
     up = literal(x, taps, 2, 1, (extra + 1) // 2 + 1, extra // 2, gain=4)
-    torch.testing.assert_close(fir_downsample(y, taps), down, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(fir_upsample(y, taps), up, rtol=1e-13, atol=1e-13)
+    for layer, expected in ((Downsample, down), (Upsample, up)):
+        actual = layer(fir=True, fir_kernel=kernel).double()(y)
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+        assert actual.is_contiguous(memory_format=memory_format)
     assert down.shape == (2, 3, 3, 2)
     assert up.shape == (2, 3, 12, 8)
 
@@ -76,7 +78,7 @@ def test_plain_strided_convolution_pads_right_and_below():
 
 
 def test_upsampling_keeps_a_constant_inside():
-    up = fir_upsample(torch.ones(1, 1, 6, 6), fir_taps((1, 3, 3, 1)))
+    up = Upsample(fir=True)(torch.ones(1, 1, 6, 6))
     torch.testing.assert_close(up[..., 1:-1, 1:-1], torch.ones(1, 1, 10, 10))
 
 
@@ -89,3 +91,9 @@ def test_the_filter_is_no_part_of_the_state():
 def test_half_precision_keeps_its_dtype():
     layer = Upsample(fir=True)
     assert layer(torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernel", [(1,), (1,) * 9])
+def test_filters_of_other_lengths_are_refused(kernel):
+    with pytest.raises(ValueError, match=rf"fir_kernel must have 2 to 8 taps, got {len(kernel)}"):
+        Upsample(fir=True, fir_kernel=kernel)
