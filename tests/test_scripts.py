@@ -30,6 +30,7 @@ def clone(tmp_path):
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder)
     (folder / "csrc").mkdir()
+    (folder / "tests").mkdir()
     (folder / "csrc" / "a.cpp").write_text("int a;\n")
     return folder
 
