@@ -2,7 +2,7 @@
 
     python scripts/compile_kernels.py                            # sm_90
     python scripts/compile_kernels.py --target sm_80 gfx942      # others: sm_80 sm_89 sm_90 sm_100 sm_120 gfx942
-    python scripts/compile_kernels.py --all --markdown out/kernels.md
+    python scripts/compile_kernels.py --all --markdown out/kernels.md --readme README.md
 
 Triton kernels are those that the launchers in kernels/ start for the calls of kernel_specimens.py, compiled by Triton
 for its target; CUDA C++ is what nvcc makes of csrc/cuda/*.cu. No GPU is needed, and nothing is run on one. Fails for a
@@ -32,10 +32,12 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
+from benchmark_table import replace
 from kernel_specimens import CUDA_SPECIMENS, TRITON_SPECIMENS, Specimen
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_OCCUPANCY = 0.5
+BEGIN, END = "<!-- compiled:begin -->", "<!-- compiled:end -->"
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ def _assembled(command: list[str], cubin: Path) -> dict[str, dict[str, Any]]:
     said = done.stderr
     command = [_tool("cuobjdump"), "-sass", str(cubin)]
     sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for part in said.split("Compiling entry function '")[1:]:
         spilled = [int(number) for number in re.findall(r"(\d+) bytes spill", part)]
         shared = re.search(r"(\d+) bytes smem", part)
@@ -336,6 +338,29 @@ def markdown(reports: list[Report]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(reports: list[Report]) -> str:
+    """A table, one row per op and language: the worst of its kernels over all targets."""
+    groups: dict[tuple[str, str], list[Report]] = {}
+    for report in reports:
+        language = "CUDA C++" if report.kernel.endswith(">") or "<" in report.kernel else "Triton"
+        groups.setdefault((report.call.split()[0].rstrip(","), language), []).append(report)
+    lines = [
+        "| op | kernels of | targets | compiled | registers | spills | least occupancy | narrowest vectorized access |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (op, language), found in sorted(groups.items()):
+        bound = [r.occupancy for r in found if r.specimen.memory_bound]
+        wide = [min(r.loads or 16, r.stores or 16) for r in found if r.specimen.vector]
+        registers = sorted(r.registers for r in found)
+        targets = ", ".join(name for name in TARGETS if any(r.target == name for r in found))
+        lines.append(
+            f"| `{op}` | {language} | {targets} | {len(found)} | {registers[0]}–{registers[-1]} | "
+            f"{sum(r.spills for r in found)} | {f'{min(bound):.0%}' if bound else 'bound by products'} | "
+            f"{f'{min(wide)} bytes' if wide else '-'} |"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compile, report, and say what is wrong."""
     parser = argparse.ArgumentParser(description="Compile every GPU kernel, without a GPU, and report on it.")
@@ -344,6 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only calls and files whose name contains this")
     parser.add_argument("--no-cuda", action="store_true", help="leave out csrc/cuda")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--readme", type=Path, help="write a summary between the markers of this file")
     options = parser.parse_args(arguments)
     targets = [TARGETS[name] for name in (TARGETS if options.all else options.target)]
     jobs: list[Any] = [(triton_reports, s) for s in TRITON_SPECIMENS if options.only in s.name]
@@ -362,6 +388,8 @@ def main(arguments: list[str] | None = None) -> int:
         temporary.write_text(table)
         temporary.replace(options.markdown)
     print(table)
+    if options.readme:
+        options.readme.write_text(replace(options.readme.read_text(), summary(reports), BEGIN, END))
     wrong = [(report, report.faults()) for report in reports if report.faults()]
     for report, faults in wrong:
         print(f"{report.kernel}, {report.call}, {report.target}: {', '.join(faults)}", file=sys.stderr)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import fastscore
+from benchmark_table import replace
 from fastscore import VESDE, Convention, PCSampler, TorchNoise, ops
 from fastscore.models import NCSNpp, NCSNppConfig
 from fastscore.ops import Cost, cost
@@ -68,6 +70,7 @@ GPUS = {
 
 
 LEAST = 1024
+BEGIN, END = "<!-- roofline:begin -->", "<!-- roofline:end -->"
 
 
 class Kernel(NamedTuple):
@@ -279,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, help="GB/s of a GPU of your own")
     parser.add_argument("--peak", type=float, help="its TFLOP/s of matrix products")
     parser.add_argument("--vector-peak", type=float, help="its TFLOP/s in float32 outside of tensor cores")
+    parser.add_argument("--readme", type=Path, help="write the tables between the markers of this file")
     options = parser.parse_args(arguments)
     own = (options.bandwidth, options.peak, options.vector_peak)
     if any(value is not None for value in own):
@@ -288,7 +292,10 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         gpus = [GPUS[name] for name in options.gpu]
     counted = [(part.name, part.ours(), part.eager()) for part in parts()]
-    print("\n".join(table(gpu, counted) for gpu in gpus))
+    text = "\n".join(table(gpu, counted) for gpu in gpus)
+    print(text)
+    if options.readme:
+        options.readme.write_text(replace(options.readme.read_text(), text.rstrip(), BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import fastscore
-from fastscore import cli
+from fastscore import _library, cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STEMS = sorted(p.stem for p in (ROOT / "fastscore" / "ops").glob("*.py") if not p.stem.startswith("_"))
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -33,6 +34,17 @@ def test_commands_parse():
 def test_every_sampler_is_named():
     missing = [name for name in fastscore.samplers.names() if f"`{name}`" not in README]
     assert not missing
+
+
+def test_the_table_of_ops_is_true():
+    rows = re.findall(r"^\| `(\w+)` \| yes \| (yes|-) \| (yes|-) \| (yes|-) \|", README, re.MULTILINE)
+    assert [row[0] for row in rows] == STEMS
+    cuda = _library.build_info().get("cuda") is not None
+    for op, *marks in rows:
+        for backend, mark in zip(("cpu", "cuda", "triton"), marks, strict=True):
+            there = any(name.startswith(op) for name in _library.OVERLOADS[backend])
+            if backend != "cuda" or cuda:
+                assert there == (mark == "yes"), (op, backend)
 
 
 def test_named_files_exist():
