@@ -60,7 +60,7 @@ class Run {
     }
   }
 
-  // `from` and `to` are operands of the arguments, with `data` and the `stride` of the batch.
+  // `from` is an operand of the arguments: `data`, and the `stride` of the batch.
   template <class Operand>
   __device__ __forceinline__ Elements<T, length> load(const Operand& from) const {
     const T* data = static_cast<const T*>(from.data) + sample * from.stride;
@@ -77,9 +77,8 @@ class Run {
     return elements;
   }
 
-  template <class Target>
-  __device__ __forceinline__ void store(const Target& to, const Real (&values)[length]) const {
-    T* data = static_cast<T*>(to.data) + sample * to.stride;
+  __device__ __forceinline__ void store(void* to, std::int64_t batch_stride, const Real (&values)[length]) const {
+    T* data = static_cast<T*>(to) + sample * batch_stride;
     if constexpr (vectors) {
       Vec<T, length> vec;
       FASTSCORE_UNROLL

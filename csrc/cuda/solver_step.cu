@@ -38,7 +38,7 @@ __device__ __forceinline__ void step_run(const SolverStepArgs& args, const Run<T
       m[i] = clamp(multiply_add(row[1], widen(h.value[i]), row[0] * xi), row[2]);
       value[i] = multiply_add(row[4], m[i], row[3] * xi);
     }
-    if (args.m.data != nullptr) run.store(args.m, m);
+    if (args.m.data != nullptr) run.store(args.m.data, args.m.stride, m);
   }
   for (int k = 0; k < args.history_count; ++k) {
     const Elements<T, length> earlier = run.load(args.history[k]);
@@ -62,7 +62,7 @@ __device__ __forceinline__ void step_run(const SolverStepArgs& args, const Run<T
     FASTSCORE_UNROLL
     for (int i = 0; i < length; ++i) value[i] = multiply_add(s, z[i], value[i]);
   }
-  run.store(args.out, value);
+  run.store(args.out.data, args.out.stride, value);
 }
 
 template <class T, bool vectors>

@@ -30,6 +30,10 @@ struct ErrorNormArgs {
   std::int64_t batch = 0, channels = 1, pixels = 0;
   bool channels_last = false;
   Dtype dtype = Dtype::f32;
+
+  // CUDA only: the norms (batch,) in the type of the coefficients, and error_norm_scratch(args) doubles for the sums.
+  void* out = nullptr;
+  double* scratch = nullptr;
 };
 
 }  // namespace fastscore

@@ -22,6 +22,8 @@ struct LangevinStepArgs {
   const void* coefficients = nullptr;
   std::int64_t coefficient_stride = 0;
 
+  bool per_sample = false;  // each sample has norms of its own; false: the means over the batch
+
   // Where the noise is drawn: rng = (seed, draw), samples[b] the index of sample b.
   const std::int64_t* rng = nullptr;
   const std::int64_t* samples = nullptr;
@@ -30,6 +32,11 @@ struct LangevinStepArgs {
   // A contiguous sample has channels = 1.
   std::int64_t batch = 0, pixels = 0, channels = 1;
   Dtype dtype = Dtype::f32;
+
+  // CUDA only. The channels of a sample in either layout, by which its sums are cut so that they do not depend on it;
+  // 1 where it has none, or more than 256. And memory for the sums: langevin_step_scratch(args) doubles.
+  std::int64_t planes = 1;
+  double* scratch = nullptr;
 };
 
 }  // namespace fastscore

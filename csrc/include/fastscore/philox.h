@@ -34,16 +34,24 @@ FASTSCORE_HD PhiloxBlock philox(std::int64_t seed, std::uint32_t draw, std::int6
   return {{c0, c1, c2, c3}};
 }
 
-// sqrt(-2 ln u), u = float32(r) 2^-32 + 2^-33 in (0, 1]; u has float32 precision for both results.
+// R^2 = -2 ln u and R, u = float32(r) 2^-32 + 2^-33 in (0, 1]; u has float32 precision for both results.
 FASTSCORE_HD float uniform(std::uint32_t r) {
   return static_cast<float>(r) * 0x1p-32f + 0x1p-33f;
 }
 
+FASTSCORE_HD void squared_radius(std::uint32_t r, float& result) {
+  result = -2.0f * logf(uniform(r));
+}
+FASTSCORE_HD void squared_radius(std::uint32_t r, double& result) {
+  result = -2.0 * log(double{uniform(r)});
+}
 FASTSCORE_HD void radius(std::uint32_t r, float& result) {
-  result = sqrtf(-2.0f * logf(uniform(r)));
+  squared_radius(r, result);
+  result = sqrtf(result);
 }
 FASTSCORE_HD void radius(std::uint32_t r, double& result) {
-  result = sqrt(-2.0 * log(double{uniform(r)}));
+  squared_radius(r, result);
+  result = sqrt(result);
 }
 
 // Cosine and sine of 2 pi d / 2^32 for |d| <= 2^29: at most an eighth of a turn (minimax polynomials in float).
