@@ -11,6 +11,11 @@
 
 #include "cuda_runtime_api.h"
 
+struct __half;
+struct __half2;
+struct __nv_bfloat16;
+struct __nv_bfloat162;
+
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
@@ -37,8 +42,11 @@ std::uint64_t warp_collective(WarpOp op, unsigned mask, std::uint64_t value, int
 
 int lane();
 
+template <class T, class... Types>
+inline constexpr bool is_one_of = (std::is_same_v<T, Types> || ...);
 template <class T>
-concept Shuffled = sizeof(T) <= 8 && std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>;
+concept Shuffled = is_one_of<T, int, unsigned, long, unsigned long, long long, unsigned long long, float, double,
+                             __half, __half2, __nv_bfloat16, __nv_bfloat162>;
 
 template <Shuffled T>
 T shuffle(unsigned mask, T value, int source, Where where) {
