@@ -1,17 +1,26 @@
 // Barriers of a block, and the operations of a warp: those who come wait for those who are to come.
 #include <algorithm>
+#include <cstring>
 
 #include "block.h"
 #include "emulator.h"
 
 namespace emulator {
 
+namespace {
+
+bool same(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+}  // namespace
+
 Votes block_barrier(bool predicate, Where where) {
   const int count = static_cast<int>(block.threads.size());
   if (block.arrived > 0) {
     const auto first = std::find_if(block.threads.begin(), block.threads.end(),
                                     [](const Thread& t) { return t.state == State::at_barrier; });
-    if (text(first->where) != text(where))
+    if (!same(first->where, where))
       fail("divergent barrier: waits at __syncthreads (" + text(where) + ") while thread " +
            text(index_of(static_cast<int>(first - block.threads.begin()))) + " waits at another (" +
            text(first->where) + ")");
@@ -63,8 +72,8 @@ std::uint64_t warp_collective(WarpOp op, unsigned mask, std::uint64_t value, int
       fail("the mask " + hexadecimal(mask) + " of a warp-wide operation (" + text(where) + ") names lane " +
            std::to_string(i) + ", which the block does not have");
     const Thread& other = block.threads[base + i];
-    complete &=
-        other.state == State::in_warp && other.op == op && other.mask == mask && text(other.where) == text(where);
+    complete =
+        complete && other.state == State::in_warp && other.op == op && other.mask == mask && same(other.where, where);
     members.push_back(base + i);
   }
   if (!complete) {
