@@ -58,7 +58,7 @@ def operand(tensor: Tensor, layout: Layout) -> Operand:
 
 def warps(x: Tensor, layout: Layout) -> int:
     """Of a program: few enough that a thread has 16 bytes of a contiguous tensor, with 64 threads to a warp as well."""
-    return 4 if x.element_size() == 2 and layout.channels == 1 else 8
+    return max(BLOCK * x.element_size() // 1024, 4 if layout.channels == 1 else 8)
 
 
 def like(x: Tensor) -> Tensor:
@@ -80,9 +80,14 @@ def rows_of(coefficients: Tensor) -> tuple[Tensor, int]:
     return rows, rows.stride(0) if rows.ndim == 2 else 0
 
 
-def joined(layout: Layout, batch: int, operands: Sequence[Operand]) -> tuple[Layout, int]:
-    """Layout and number of the samples where nothing tells them apart: one, where they lie one behind the other."""
-    return (Layout(batch * layout.size, 1), 1) if all(o.stride == layout.size for o in operands) else (layout, batch)
+def without_noise(layout: Layout, batch: int, shared: bool, operands: Sequence[Operand]) -> tuple[Layout, int]:
+    """Layout and number of the samples where no noise is drawn: their elements can be taken as they lie in memory.
+
+    Nothing tells them apart where they share a row of coefficients: they are one where they lie one behind the other.
+    """
+    if shared and all(o.stride == layout.size for o in operands):
+        return Layout(batch * layout.size, 1), 1
+    return Layout(layout.size, 1), batch
 
 
 def safe_to_read(read: Tensor, written: Tensor) -> Tensor:

@@ -24,13 +24,12 @@ def error_norm_kernel(
     coefficient_stride,
     atol: tl.float64,
     rtol: tl.float64,
-    pixels,
+    size,
     tiles,
     terms: tl.constexpr,
     of_u: tl.constexpr,
     of_v: tl.constexpr,
     larger: tl.constexpr,
-    channels: tl.constexpr,
     wide: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -41,23 +40,21 @@ def error_norm_kernel(
     """
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
-    _, offset, there = tile(program % tiles, pixels, channels, wide, block)
+    _, offset, there = tile(program % tiles, size, 1, wide, block)
     row = coefficients + sample * coefficient_stride
     dtype: tl.constexpr = coefficients.dtype.element_ty
-    error, u, v = tl.zeros(offset.shape, dtype), tl.zeros(offset.shape, dtype), tl.zeros(offset.shape, dtype)
-    for k in tl.static_range(len(tensors)):
+    error, largest = tl.zeros((block,), dtype), tl.zeros((block,), dtype)
+    for k in tl.static_range(len(tensors) - 1, -1, -1):  # the last first takes fewer registers
         value = tl.load(tensors[k] + sample * strides[k] + offset, there, 0.0).to(dtype)
         if k < terms:
             error += tl.load(row + k) * value
-        if k == of_u:
-            u = tl.abs(value)
-        if k == of_v:
-            v = tl.abs(value)
-    size = tl.full((), rtol, dtype) * tl.maximum(u, v, propagate_nan=tl.PropagateNan.ALL)
+        if (k == of_u) | (k == of_v):
+            largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
+    relative = tl.full((), rtol, dtype) * largest
     if larger:
-        scale = tl.maximum(tl.full((), atol, dtype), size, propagate_nan=tl.PropagateNan.ALL)
+        scale = tl.maximum(tl.full((), atol, dtype), relative, propagate_nan=tl.PropagateNan.ALL)
     else:
-        scale = tl.full((), atol, dtype) + size
+        scale = tl.full((), atol, dtype) + relative
     # No error is none at any scale. 0 * scale is NaN where the scale is not finite, which would make the ratio small.
     ratio = tl.where(error == 0, 0.0, _divided(error, scale, dtype)) + 0 * scale
     square = ratio.to(tl.float64) * ratio.to(tl.float64)
@@ -95,6 +92,7 @@ def error_norm(
     of_u, of_v = (_place(tensors, other) for other in (u, v))
     operands = [operand(tensor, layout) for tensor in tensors]
     rows, row_stride = rows_of(coefficients)
+    layout = Layout(layout.size, 1)  # the elements are taken as they lie in memory
     tiles = layout.tiles
     sums = u.new_empty(batch, tiles, dtype=torch.float64)
     norms = rows.new_empty(batch)
@@ -109,13 +107,12 @@ def error_norm(
         row_stride,
         atol,
         rtol,
-        layout.pixels,
+        layout.size,
         tiles,
         terms=len(terms),
         of_u=of_u,
         of_v=of_v,
         larger=kind == "max",
-        channels=layout.channels,
         wide=layout.size >= 2**31 - 4 * BLOCK,
         block=BLOCK,
         num_warps=warps(u, layout),

@@ -33,21 +33,22 @@ def langevin_norms_kernel(
     coefficient_stride,
     rng,
     samples,
-    pixels,
+    size,
     tiles,
     count,
-    channels: tl.constexpr,
     whole: tl.constexpr,
     wide: tl.constexpr,
     block: tl.constexpr,
 ):
     """sums[0] = |z|^2 and sums[1] = |g|^2 of every tile, g = p x + q h; one program per tile, of which there are count.
 
+    The elements are taken as they lie in memory, drawn noise in its own order: a norm does not ask which meets which.
+
     whole: a sample has no broken Philox block.
     """
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
-    blocks, offset, there = tile(program % tiles, pixels, channels, wide, block)
+    blocks, offset, there = tile(program % tiles, size, 1, wide, block)
     row = coefficients + sample * coefficient_stride
     dtype: tl.constexpr = coefficients.dtype.element_ty
     g = tl.load(row) * tl.load(x + sample * x_stride + offset, there, 0.0).to(dtype)
@@ -57,9 +58,9 @@ def langevin_norms_kernel(
         square = z * z
     elif whole:
         square = squared_radii(tl.load(rng), tl.load(rng + 1), tl.load(samples + sample), blocks, dtype)
-        square = tl.where(blocks < tl.cast(pixels, tl.int64) * channels // 4, square, 0.0)
+        square = tl.where(blocks < size // 4, square, 0.0)
     else:
-        z = drawn(rng, samples, sample, blocks, offset.shape, dtype)
+        z = drawn(rng, samples, sample, blocks, (block,), dtype)
         square = tl.where(there, z * z, 0.0)
     tl.store(sums + program, tl.sum(square))
     tl.store(sums + count + program, tl.sum(g * g))
@@ -160,6 +161,7 @@ def _rows(
     state, output = operand(x, layout), operand(h, layout)
     given = None if noise is None else operand(noise, layout)
     table, stride = rows_of(coefficients)
+    layout = Layout(layout.size, 1)  # the elements are taken as they lie in memory
     batch, tiles = x.shape[0], layout.tiles
     sums = table.new_empty(2, batch, tiles)
     launch(
@@ -174,10 +176,9 @@ def _rows(
         stride,
         None if rng is None else rng.contiguous(),
         None if samples is None else samples.contiguous(),
-        layout.pixels,
+        layout.size,
         tiles,
         batch * tiles,
-        channels=layout.channels,
         whole=layout.size % 4 == 0,
         wide=layout.size >= 2**31 - 4 * BLOCK,
         block=BLOCK,

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._states import BLOCK, drawn, joined, layout_of, like, operand, rows_of, safe_to_read, tile, warps
+from ._states import BLOCK, drawn, layout_of, like, operand, rows_of, safe_to_read, tile, warps, without_noise
 
 
 @triton.jit
@@ -101,8 +101,9 @@ def _compute(
     given = None if noise is None else operand(noise, layout)
     rows, row_stride = rows_of(coefficients)
     batch = x.shape[0]
-    if rng is None and row_stride == 0:
-        layout, batch = joined(layout, batch, [target, state, *terms, *([] if given is None else [given])])
+    if rng is None:
+        operands = [target, state, *terms, *([] if given is None else [given])]
+        layout, batch = without_noise(layout, batch, row_stride == 0, operands)
     launch(
         linear_step_kernel,
         batch * layout.tiles,

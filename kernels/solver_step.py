@@ -14,7 +14,6 @@ from ._states import (
     check_apart,
     drawn,
     empty,
-    joined,
     layout_of,
     like,
     operand,
@@ -22,6 +21,7 @@ from ._states import (
     safe_to_read,
     tile,
     warps,
+    without_noise,
 )
 
 
@@ -64,6 +64,8 @@ def solver_step_kernel(
     value = tl.load(row + 3) * state + tl.load(row + 4) * m
     for k in tl.static_range(len(terms)):
         value += tl.load(row + k + 5) * tl.load(terms[k] + sample * strides[k] + offset, there).to(dtype)
+    if kept is not None:
+        tl.store(kept + sample * kept_stride + offset, m.to(kept.dtype.element_ty), there)
     s = tl.load(row + len(terms) + 5)
     if noise is not None or samples is not None:
         if s != 0:  # noise of weight zero is not looked at, nor is its exponent
@@ -75,8 +77,6 @@ def solver_step_kernel(
                 v = tl.load(exponent + sample * exponent_stride + offset, there).to(dtype)
                 z *= tl.exp(tl.load(row + len(terms) + 6) * v)
             value += s * z
-    if kept is not None:
-        tl.store(kept + sample * kept_stride + offset, m.to(kept.dtype.element_ty), there)
     tl.store(out + sample * out_stride + offset, value.to(out.dtype.element_ty), there)
 
 
@@ -152,9 +152,9 @@ def _compute(
     spread = None if exponent is None or (noise is None and rng is None) else operand(exponent, layout)
     rows, row_stride = rows_of(coefficients)
     batch = x.shape[0]
-    if rng is None and row_stride == 0:
-        present = [o for o in (target, second, state, output, *terms, spread, given) if o is not None]
-        layout, batch = joined(layout, batch, present)
+    if rng is None:
+        operands = [o for o in (target, second, state, output, *terms, spread, given) if o is not None]
+        layout, batch = without_noise(layout, batch, row_stride == 0, operands)
     launch(
         solver_step_kernel,
         batch * layout.tiles,
