@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fastscore import reference
+from fastscore._checks import accumulation_dtype
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import hutchinson, hutchinson_probe, philox_normal, philox_rademacher
-from fastscore.testing import assert_error_within_budget
+from fastscore.testing import assert_error_within_budget, ulp_distance
 from fastscore.testing.inputs import LAYOUTS, make_input
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -29,16 +30,18 @@ def make_products(probes: int, shape: tuple[int, ...], layout: str, device: torc
 
 def assert_parity(jvp: Tensor, rng: Tensor, samples: Tensor, kind: str) -> None:
     actual = hutchinson(jvp, rng, samples, kind)
-    plain = reference.hutchinson(jvp, rng, samples, kind)
-    oracle = reference.hutchinson(jvp.double(), rng, samples, kind)
+    # the probes of the kernel, which test_probes_are_within_4_ulp holds to the reference
+    eps = hutchinson_probe(jvp.shape[1:], rng, samples, jvp.shape[0], kind, accumulation_dtype(jvp.dtype))
+    rows = (*jvp.shape[:2], -1)
+    wide = (eps.double() * jvp.double()).reshape(rows)
+    sums = wide.sum(2), (eps * jvp.to(eps.dtype)).to(torch.float64).reshape(rows).sum(2)
+    oracle, plain = ((s.mean(0), s) for s in sums)
     for name, a, o, p in zip(("estimate", "products"), actual, oracle, plain, strict=True):
-        if jvp.dtype == torch.float64:  # summed in another order, and a normal within 4 units in the last place
-            size = (reference.hutchinson_probe(jvp.shape[1:], rng, samples, jvp.shape[0], kind, jvp.dtype) * jvp).abs()
-            most = size.reshape(*jvp.shape[:2], -1).sum(2).amax()
-            assert a.dtype == p.dtype
-            assert ((a - p).abs() <= 16 * 2.0**-53 * most).all(), name
+        if jvp.dtype == torch.float64:  # summed in another order
+            assert a.dtype == torch.float64
+            assert ((a - o).abs() <= 16 * 2.0**-53 * wide.abs().sum(2).amax()).all(), name
         else:
-            assert_error_within_budget(a, o, p, name)
+            assert_error_within_budget(a, o, p.float(), name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,6 +81,14 @@ def test_probes_are_those_of_their_draws(dtype: torch.dtype, channels_last: bool
                 assert torch.equal(
                     eps[k], draw(shape, torch.tensor([2**40 + 17, 5 + k], device=device), samples, dtype)
                 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probes_are_within_4_ulp(dtype: torch.dtype, device: torch.device) -> None:
+    rng, samples = counters(2, device)
+    for kind, ulp in (("rademacher", 0), ("gaussian", 4)):
+        eps = hutchinson_probe((2, 2500), rng, samples, 2, kind, dtype)
+        assert ulp_distance(eps, reference.hutchinson_probe((2, 2500), rng, samples, 2, kind, dtype)).max() <= ulp
 
 
 @pytest.mark.parametrize("kind", KINDS)
