@@ -264,12 +264,14 @@ define(
     " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_add, Tensor grad_scale, Tensor grad_shift)",
     _group_norm_silu_bwd_fake,
     _group_norm_silu.group_norm_silu_bwd,
+    "group_norm_silu",
 )
 define(
     f"group_norm_silu_jvp(Tensor x, {_PARAMETERS}, Tensor mean, Tensor rstd, {_TANGENTS}, int num_groups, bool silu)"
     " -> Tensor",
     lambda x, *_: _group_norm_silu.empty_like_x(x),
     _group_norm_silu.group_norm_silu_jvp,
+    "group_norm_silu",
 )
 
 # ------------------------------------------------------------------------------------------------- resample
@@ -288,18 +290,22 @@ define(
     "resample",
 )
 _LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
-_LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
 
 # ------------------------------------------------------------------------------------------------- attention
 
 _QKV = "Tensor q, Tensor k, Tensor v"
 
 
-def _laid_out(reference: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The reference with its results where the kernels put them in memory."""
+def _laid_out(reference: Callable[..., tuple[Tensor, ...]], *places: int) -> Callable[..., tuple[Tensor, ...]]:
+    """The reference with its results as the kernels lay them out: like the arguments at these places, one for each."""
 
     def run(*args: Any) -> tuple[Tensor, ...]:
-        return tuple(_attention.empty_like_q(r).copy_(r) if r.dim() == 4 else r for r in reference(*args))
+        results = reference(*args)
+        laid = (
+            _attention.empty_like_q(args[i]).copy_(r) if r.dim() == 4 else r
+            for i, r in zip(places, results, strict=False)
+        )
+        return *laid, *results[len(places) :]
 
     return run
 
@@ -321,27 +327,24 @@ def _attention_jvp_fake(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None
     return y, y_t, *_attention_kept_fake(q, residual, *rest[-2:])
 
 
-define(
+_ATTENTION: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     f"attention_fwd({_QKV}, Tensor? residual, float scale, float output_scale, bool keep)"
-    " -> (Tensor y, Tensor attended, Tensor lse)",
-    _attention_fwd_fake,
-    _laid_out(_attention.attention_fwd),
-    "attention",
-)
-define(
+    " -> (Tensor y, Tensor attended, Tensor lse)": (_attention_fwd_fake, _laid_out(_attention.attention_fwd, 0, 0)),
     f"attention_bwd(Tensor grad_y, {_QKV}, Tensor attended, Tensor lse, float scale, float output_scale)"
-    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
-    lambda grad_y, q, k, v, *_: tuple(_attention.empty_like_q(t) for t in (q, k, v)),
-    _laid_out(_attention.attention_bwd),
-    "attention",
-)
-define(
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)": (
+        lambda grad_y, q, k, v, *_: tuple(_attention.empty_like_q(t) for t in (q, k, v)),
+        _laid_out(_attention.attention_bwd, 1, 2, 3),
+    ),
     f"attention_jvp({_QKV}, Tensor? residual, Tensor? q_t, Tensor? k_t, Tensor? v_t, Tensor? residual_t, float scale, "
-    "float output_scale, bool keep) -> (Tensor y, Tensor y_t, Tensor attended, Tensor lse)",
-    _attention_jvp_fake,
-    _laid_out(_attention.attention_jvp),
-    "attention",
-)
+    "float output_scale, bool keep) -> (Tensor y, Tensor y_t, Tensor attended, Tensor lse)": (
+        _attention_jvp_fake,
+        _laid_out(_attention.attention_jvp, 0, 0, 0),
+    ),
+}
+for _schema, (_fake, _run) in _ATTENTION.items():
+    define(_schema, _fake, _run, "attention")
+    # On CPU nearly all of its time is products of matrices, which are torch's own in any case.
+    _LIBRARY.impl(_schema[: _schema.index("(")], _run, "CPU")
 
 # ------------------------------------------------------------------------------------------------- hutchinson
 

@@ -249,9 +249,9 @@ def attention_fwd_kernel(
             s = _dot(rows, tl.trans(tile), s, precision)
         if not even:
             s = tl.where(tl.arange(0, block_m)[None, :] < M - key, s, float("-inf"))
-        new_top = tl.maximum(top, tl.max(s, 1) * (scale * LOG2E))
-        e = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        new_top = tl.maximum(top, tl.max(s, 1))
+        e = tl.exp2((s - new_top[:, None]) * (scale * LOG2E))  # the difference first: it is exact where it matters
+        shrink = tl.exp2((top - new_top) * (scale * LOG2E))
         top = new_top
         total = total * shrink + tl.sum(e, 1)
         tiles = _load_all(v, key, v_strides[2], M, block_m, first, columns, size, even, wide)
@@ -260,7 +260,7 @@ def attention_fwd_kernel(
     a = _scaled(a, 1 / total)
     if lse is not None and first == 0:
         row = start + tl.arange(0, block_n)
-        tl.store(lse + (sample * heads + head) * N + row, (top + tl.log2(total)) * LN2, row < N)
+        tl.store(lse + (sample * heads + head) * N + row, top * scale + tl.log2(total) * LN2, row < N)
     if attended is not None:
         _store(_head(attended, sample, head, y_strides), start, y_strides[2], N, a, block_n, first, columns, size, wide)
     y = _head(y, sample, head, y_strides)
@@ -350,6 +350,7 @@ def attention_jvp_kernel(
 
     With weights e, which sum to l, the tangent is sum(e (v. + (s. - center) v)) / l, center being the mean of s. with
     these weights: kept up to date as they come, so that what is rounded to 16 bits is small where s. has an offset.
+    What rounding the center leaves of the mean is subtracted in the end.
     """
     program = tl.program_id(0)
     start = program // slices % blocks * block_n
@@ -378,6 +379,7 @@ def attention_jvp_kernel(
     top = tl.full((block_n,), float("-inf"), dtype)
     total = tl.zeros((block_n,), dtype)
     center = tl.zeros((block_n,), dtype)
+    rest = tl.zeros((block_n,), dtype)
     for key in range(0, M, block_m):
         s = tl.zeros((block_n, block_m), dtype)
         s_t = tl.zeros((block_n, block_m), dtype)
@@ -399,31 +401,34 @@ def attention_jvp_kernel(
                 s_t = _dot(rows, keys, s_t, precision)
         if not even:
             s = tl.where(tl.arange(0, block_m)[None, :] < M - key, s, float("-inf"))
-        new_top = tl.maximum(top, tl.max(s, 1) * (scale * LOG2E))
-        e = tl.exp2(s * (scale * LOG2E) - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        new_top = tl.maximum(top, tl.max(s, 1))
+        e = tl.exp2((s - new_top[:, None]) * (scale * LOG2E))  # the difference first: it is exact where it matters
+        shrink = tl.exp2((top - new_top) * (scale * LOG2E))
         top = new_top
-        total = total * shrink + tl.sum(e, 1)
+        before = total * shrink
+        total = before + tl.sum(e, 1)
         a = _scaled(a, shrink)
         a_t = _scaled(a_t, shrink)
         low = e.to(v.dtype.element_ty)
         tiles = _load_all(v, key, v_strides[2], M, block_m, first, columns, size, even, wide)
         if moved:
-            shift = tl.sum(e * (s_t * scale - center[:, None]), 1) / total
-            center += shift
+            new_center = center + tl.sum(e * (s_t * scale - center[:, None]), 1) / total
+            shift = new_center - center
+            center = new_center
             a_t = _minus(a_t, a, shift)
-            low_t = (e * (s_t * scale - center[:, None])).to(v.dtype.element_ty)
-            a_t = _dots(low_t, tiles, a_t, precision)
+            e_t = e * (s_t * scale - center[:, None])
+            rest = rest * shrink - shift * before + tl.sum(e_t, 1)
+            a_t = _dots(e_t.to(v.dtype.element_ty), tiles, a_t, precision)
         a = _dots(low, tiles, a, precision)
         if v_t is not None:
             tiles = _load_all(v_t, key, v_t_strides[2], M, block_m, first, columns, size, even, wide)
             a_t = _dots(low, tiles, a_t, precision)
 
     a = _scaled(a, 1 / total)
-    a_t = _scaled(a_t, 1 / total)
+    a_t = _minus(_scaled(a_t, 1 / total), a, rest / total)
     if lse is not None and first == 0:
         row = start + tl.arange(0, block_n)
-        tl.store(lse + (sample * heads + head) * N + row, (top + tl.log2(total)) * LN2, row < N)
+        tl.store(lse + (sample * heads + head) * N + row, top * scale + tl.log2(total) * LN2, row < N)
     if attended is not None:
         _store(_head(attended, sample, head, y_strides), start, y_strides[2], N, a, block_n, first, columns, size, wide)
     y = _head(y, sample, head, y_strides)
@@ -580,7 +585,7 @@ def attention_grad_q_kernel(
     dtype: tl.constexpr = lse.dtype.element_ty
     row = start + tl.arange(0, block_n)
     at = (sample * heads + head) * N + row
-    base = tl.load(lse + at, row < N, float("inf")) * LOG2E
+    base = tl.load(lse + at, row < N, float("inf"))
     common = tl.load(delta + at, row < N, 0.0)
 
     held, held_grad = (), ()
@@ -601,7 +606,7 @@ def attention_grad_q_kernel(
             s = _dot(rows, tl.trans(tile), s, precision)
             tile = _load(v, key, v_strides[2], M, block_m, 0, pieces[i], size, even, wide)
             dp = _dot(rows_grad, tl.trans(tile), dp, precision)
-        p = tl.exp2(s * (scale * LOG2E) - base[:, None])
+        p = tl.exp2((s * scale - base[:, None]) * LOG2E)
         if not even:
             p = tl.where(tl.arange(0, block_m)[None, :] < M - key, p, 0.0)
         ds = (p * (dp * output_scale - common[:, None])).to(k.dtype.element_ty)
@@ -679,9 +684,9 @@ def attention_grad_kv_kernel(
             tile = _load(grad, query, grad_strides[2], N, block_n, 0, pieces[i], size, even, wide)
             dp = _dot(values, tl.trans(tile), dp, precision)
         row = query + tl.arange(0, block_n)
-        base = tl.load(lse + row, row < N, float("inf")) * LOG2E  # where there is no query, p is 0
+        base = tl.load(lse + row, row < N, float("inf"))  # where there is no query, p is 0
         common = tl.load(delta + row, row < N, 0.0)
-        p = tl.exp2(s * (scale * LOG2E) - base[None, :])
+        p = tl.exp2((s * scale - base[None, :]) * LOG2E)
         ds = (p * (dp * output_scale - common[None, :])).to(q.dtype.element_ty)
         tiles = _load_all(grad, query, grad_strides[2], N, block_n, first, columns, size, even, wide)
         sums_v = _dots(p.to(q.dtype.element_ty), tiles, sums_v, precision)
@@ -767,9 +772,9 @@ def attention_bwd(
 
 
 def _like(q: Tensor) -> Tensor:
-    """An uninitialized result: (B, N, H, D) in memory."""
-    b, h, n, d = q.shape
-    return q.new_empty_strided((b, h, n, d), (n * h * d, d, h * d, 1))
+    """An uninitialized result: dense in the order of q, but with the columns contiguous."""
+    result = torch.empty_like(q)
+    return result if result.stride(-1) == 1 else q.new_empty(q.shape)
 
 
 def _sums(q: Tensor) -> torch.dtype:
@@ -825,10 +830,26 @@ class Plan(NamedTuple):
 
 
 def _plan(kind: str, size: int, itemsize: int) -> Plan:
-    """A function of the head dimension and the dtype alone."""
-    if itemsize > 2:
-        return Plan(32, 32, 16, 128, size <= 256, 4, 2)
-    return Plan(64, 64, 128, 256, size <= 256, 4 if size <= 128 else 8, 2)
+    """A function of the head dimension and the dtype alone: what fits in registers and 99 KB of shared memory."""
+    if itemsize == 8:
+        return Plan(16, 16, 16, 32, False, 4, 1)
+    if itemsize == 4:  # no tensor cores: operands lie in registers as well
+        if kind == "fwd":
+            return Plan(32, 32, 16, 128, True, 4, 1) if size <= 128 else Plan(32, 16, 16, 128, False, 4, 1)
+        if size <= 64:
+            return Plan(32, 16 if kind == "jvp" else 32, 16, 64, True, 4, 1)
+        return Plan(32, 16, 16, 32, False, 4, 1)
+    if size <= 64:
+        return Plan(64, 32 if kind == "jvp" else 64, 64, 256, True, 4, 2)
+    if size <= 128:
+        return (
+            Plan(64, 32, 128, 256, True, 8, 2)
+            if kind == "jvp"
+            else Plan(64, 64, 128, 256, True, 4 if kind == "fwd" else 8, 2)
+        )
+    if size <= 256:
+        return Plan(64, 32, 128, 256, True, 8, 2) if kind == "fwd" else Plan(32, 32, 128, 256, True, 8, 1)
+    return Plan(64 if kind == "fwd" else 32, 32, 64, 256, False, 8, 1)
 
 
 def _config(kind: str, q: Tensor, n: int, m: int) -> dict[str, Any]:

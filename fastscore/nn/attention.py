@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastscore.nn.layers import NIN, norm
+from fastscore.ops import attention
 
 
 class AttentionBlock(nn.Module):
@@ -22,8 +22,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.GroupNorm_0(x).flatten(2).transpose(1, 2)  # (B, HW, C): free of copies if channels-last
-        query, key, value = self.NIN_0(rows), self.NIN_1(rows), self.NIN_2(rows)
-        # written out: the fused attention of torch has no forward-mode derivative
-        weight = torch.softmax(query @ key.transpose(1, 2) * x.shape[1] ** -0.5, dim=-1)
-        update = self.NIN_3(weight @ value).transpose(1, 2).reshape(x.shape)
+        query, key, value = (layer(rows).unsqueeze(1) for layer in (self.NIN_0, self.NIN_1, self.NIN_2))
+        attended = attention(query, key, value).squeeze(1)
+        update = self.NIN_3(attended).transpose(1, 2).reshape(x.shape)
         return (x + update) * self.skip_scale

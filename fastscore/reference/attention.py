@@ -133,9 +133,9 @@ def op_dtype(q: Tensor) -> torch.dtype:
 
 
 def empty_like_q(q: Tensor) -> Tensor:
-    """Uninitialized, as the kernels lay results out: (B, N, H, D) in memory."""
-    b, h, n, d = q.shape
-    return q.new_empty_strided((b, h, n, d), (n * h * d, d, h * d, 1))
+    """Uninitialized, as results are laid out: dense in the order of q, but with the channels contiguous."""
+    result = torch.empty_like(q)
+    return result if result.stride(-1) == 1 else q.new_empty(q.shape)
 
 
 def keeps_attended(residual: Tensor | None, output_scale: float) -> bool:
@@ -146,10 +146,9 @@ def keeps_attended(residual: Tensor | None, output_scale: float) -> bool:
 def _kept(
     attended: list[Tensor], lses: list[Tensor], q: Tensor, residual: Tensor | None, output_scale: float, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    nothing = q.new_empty(0)
     apart = keep and keeps_attended(residual, output_scale)
-    a = _joined(attended, q, q.shape[-1:]).to(q.dtype) if apart else nothing
-    return a, _joined(lses, q, ()) if keep else nothing.to(op_dtype(q))
+    a = _joined(attended, q, q.shape[-1:]).to(q.dtype) if apart else q.new_empty(0)
+    return a, _joined(lses, q, ()) if keep else q.new_empty(0, dtype=op_dtype(q))
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[tuple[slice, ...], Tensor, Tensor, Tensor]]:
