@@ -1,24 +1,33 @@
 // The module fastscore._C: build information, launch counters, the raw launchers of each backend, CUDA registration.
 // The only file that knows pybind11 and the CUDA streams of torch.
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/error_norm.h"
-#include "cpu/langevin_step.h"
-#include "cpu/philox.h"
-#include "cpu/solver_step.h"
+#include "error_norm.h"
 #include "group_norm_silu.h"
+#include "hutchinson.h"
+#include "langevin_step.h"
 #include "linear_step.h"
+#include "philox.h"
+#include "resample.h"
+#include "solver_step.h"
 
 #ifdef FASTSCORE_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "cuda/error_norm.h"
+#include "cuda/hutchinson.h"
+#include "cuda/langevin_step.h"
 #include "cuda/linear_step.h"
+#include "cuda/philox.h"
+#include "cuda/resample.h"
+#include "cuda/solver_step.h"
 #endif
 
 namespace py = pybind11;
@@ -27,8 +36,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 namespace fastscore {
 namespace {
 
-void check_device(const at::Tensor& x, at::DeviceType type, const char* launcher) {
-  TORCH_CHECK_VALUE(x.device().type() == type, launcher, ": x must be a ", c10::DeviceTypeName(type, true),
+void check_device(const at::Tensor& x, at::DeviceType type, const char* launcher, const char* argument = "x") {
+  TORCH_CHECK_VALUE(x.device().type() == type, launcher, ": ", argument, " must be a ", c10::DeviceTypeName(type, true),
                     " tensor, got one on ", x.device());
 }
 
@@ -38,19 +47,107 @@ at::Tensor linear_step_cpu(const at::Tensor& x, const std::vector<at::Tensor>& h
   return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cpu);
 }
 
+std::tuple<at::Tensor, at::Tensor> solver_step_cpu(const at::Tensor& x, const at::Tensor& h,
+                                                   const std::vector<at::Tensor>& history,
+                                                   const at::Tensor& coefficients, const OptionalTensor& exponent,
+                                                   const OptionalTensor& noise, const OptionalTensor& rng,
+                                                   const OptionalTensor& samples) {
+  check_device(x, at::kCPU, "solver_step_cpu");
+  return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, solver_step_launch_cpu);
+}
+
+at::Tensor langevin_step_cpu(const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients,
+                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
+                             bool per_sample) {
+  check_device(x, at::kCPU, "langevin_step_cpu");
+  return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cpu);
+}
+
+at::Tensor error_norm_cpu(const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u,
+                          const at::Tensor& v, double atol, double rtol, std::string_view kind) {
+  check_device(u, at::kCPU, "error_norm_cpu", "u");
+  return error_norm(terms, coefficients, u, v, atol, rtol, kind, error_norm_launch_cpu);
+}
+
 #ifdef FASTSCORE_WITH_CUDA
-LaunchCounter linear_step_launches("linear_step");
+// Enqueues on the stream that torch has chosen for the device of `out`.
+template <class Args>
+void enqueue(cudaError_t (*op)(const Args&, cudaStream_t), const Args& args, const at::Tensor& out,
+             LaunchCounter& launches) {
+  const c10::cuda::CUDAGuard guard(out.device());
+  C10_CUDA_CHECK(op(args, c10::cuda::getCurrentCUDAStream()));
+  launches.cuda();
+}
+
+// The same with memory for sums, which the allocator keeps for this stream until the kernels are done with it.
+template <class Args>
+void enqueue_with_scratch(cudaError_t (*op)(const Args&, cudaStream_t), std::int64_t (*doubles)(const Args&), Args args,
+                          const at::Tensor& out, LaunchCounter& launches) {
+  const c10::cuda::CUDAGuard guard(out.device());
+  const at::Tensor scratch = at::empty({doubles(args)}, out.options().dtype(at::kDouble));
+  args.scratch = scratch.mutable_data_ptr<double>();
+  enqueue(op, args, out, launches);
+}
+
+LaunchCounter linear_step_launches("linear_step"), solver_step_launches("solver_step"),
+    langevin_step_launches("langevin_step"), error_norm_launches("error_norm"), philox_normal_launches("philox_normal"),
+    philox_rademacher_launches("philox_rademacher"), resample_launches("resample"), hutchinson_launches("hutchinson"),
+    hutchinson_probe_launches("hutchinson_probe");
 
 void linear_step_launch_cuda(const LinearStepArgs& args, const at::Tensor& out) {
-  const c10::cuda::CUDAGuard guard(out.device());
-  C10_CUDA_CHECK(cuda::linear_step(args, c10::cuda::getCurrentCUDAStream()));
-  linear_step_launches.cuda();
+  enqueue(cuda::linear_step, args, out, linear_step_launches);
+}
+void solver_step_launch_cuda(const SolverStepArgs& args, const at::Tensor& out) {
+  enqueue(cuda::solver_step, args, out, solver_step_launches);
+}
+void langevin_step_launch_cuda(const LangevinStepArgs& args, const at::Tensor& out) {
+  enqueue_with_scratch(cuda::langevin_step, cuda::langevin_step_scratch, args, out, langevin_step_launches);
+}
+void error_norm_launch_cuda(const ErrorNormArgs& args, const at::Tensor& out) {
+  enqueue_with_scratch(cuda::error_norm, cuda::error_norm_scratch, args, out, error_norm_launches);
+}
+void philox_normal_launch_cuda(const PhiloxArgs& args, const at::Tensor& out) {
+  enqueue(cuda::philox_normal, args, out, philox_normal_launches);
+}
+void philox_rademacher_launch_cuda(const PhiloxArgs& args, const at::Tensor& out) {
+  enqueue(cuda::philox_rademacher, args, out, philox_rademacher_launches);
+}
+void resample_launch_cuda(const ResampleArgs& args, const at::Tensor& out) {
+  enqueue(cuda::resample, args, out, resample_launches);
+}
+void hutchinson_launch_cuda(const HutchinsonArgs& args, const at::Tensor& out) {
+  enqueue_with_scratch(cuda::hutchinson, cuda::hutchinson_scratch, args, out, hutchinson_launches);
+}
+void hutchinson_probe_launch_cuda(const HutchinsonProbeArgs& args, const at::Tensor& out) {
+  enqueue(cuda::hutchinson_probe, args, out, hutchinson_probe_launches);
 }
 
 at::Tensor linear_step_cuda(const at::Tensor& x, const std::vector<at::Tensor>& history, const at::Tensor& coefficients,
                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
   check_device(x, at::kCUDA, "linear_step_cuda");
   return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
+}
+
+std::tuple<at::Tensor, at::Tensor> solver_step_cuda(const at::Tensor& x, const at::Tensor& h,
+                                                    const std::vector<at::Tensor>& history,
+                                                    const at::Tensor& coefficients, const OptionalTensor& exponent,
+                                                    const OptionalTensor& noise, const OptionalTensor& rng,
+                                                    const OptionalTensor& samples) {
+  check_device(x, at::kCUDA, "solver_step_cuda");
+  return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, solver_step_launch_cuda);
+}
+
+at::Tensor langevin_step_cuda(const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients,
+                              const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
+                              bool per_sample) {
+  check_device(x, at::kCUDA, "langevin_step_cuda");
+  return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cuda);
+}
+
+at::Tensor error_norm_cuda(const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u,
+                           const at::Tensor& v, double atol, double rtol, std::string_view kind) {
+  check_device(u, at::kCUDA, "error_norm_cuda", "u");
+  return error_norm(terms, coefficients, u, v, atol, rtol, kind, error_norm_launch_cuda);
 }
 #endif
 
@@ -94,6 +191,51 @@ TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
     linear_step_(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
   });
+  m.impl("solver_step", [](const at::Tensor& x, const at::Tensor& h, at::TensorList history,
+                           const at::Tensor& coefficients, const OptionalTensor& exponent, const OptionalTensor& noise,
+                           const OptionalTensor& rng, const OptionalTensor& samples) {
+    return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, solver_step_launch_cuda);
+  });
+  m.impl("solver_step_", [](const at::Tensor& x, const at::Tensor& h, at::TensorList history,
+                            const at::Tensor& coefficients, const OptionalTensor& exponent, const OptionalTensor& noise,
+                            const OptionalTensor& rng, const OptionalTensor& samples, const OptionalTensor& m) {
+    solver_step_(x, h, history, coefficients, exponent, noise, rng, samples, m, solver_step_launch_cuda);
+  });
+  m.impl("langevin_step",
+         [](const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients, const OptionalTensor& noise,
+            const OptionalTensor& rng, const OptionalTensor& samples, bool per_sample) {
+           return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cuda);
+         });
+  m.impl("langevin_step_",
+         [](at::Tensor x, const at::Tensor& h, const at::Tensor& coefficients, const OptionalTensor& noise,
+            const OptionalTensor& rng, const OptionalTensor& samples, bool per_sample) {
+           langevin_step_(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cuda);
+         });
+  m.impl("error_norm", [](at::TensorList terms, const at::Tensor& coefficients, const at::Tensor& u,
+                          const at::Tensor& v, double atol, double rtol, std::string_view kind) {
+    return error_norm(terms, coefficients, u, v, atol, rtol, kind, error_norm_launch_cuda);
+  });
+  m.impl("philox_normal",
+         [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape, at::ScalarType dtype) {
+           return philox_noise("philox_normal", rng, samples, shape, dtype, philox_normal_launch_cuda);
+         });
+  m.impl("philox_rademacher",
+         [](const at::Tensor& rng, const at::Tensor& samples, at::IntArrayRef shape, at::ScalarType dtype) {
+           return philox_noise("philox_rademacher", rng, samples, shape, dtype, philox_rademacher_launch_cuda);
+         });
+  m.impl("resample", [](const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
+                        std::int64_t before, at::IntArrayRef size,
+                        bool flip) { return resample(x, taps, up, down, before, size, flip, resample_launch_cuda); });
+  m.impl("hutchinson",
+         [](const at::Tensor& jvp, const at::Tensor& rng, const at::Tensor& samples, std::string_view kind) {
+           return hutchinson(jvp, rng, samples, kind, hutchinson_launch_cuda);
+         });
+  m.impl("hutchinson_probe",
+         [](const at::Tensor& rng, const at::Tensor& samples, const OptionalTensor& weight, std::int64_t probes,
+            at::IntArrayRef shape, at::ScalarType dtype, std::string_view kind, bool channels_last) {
+           return hutchinson_probe(rng, samples, weight, probes, shape, dtype, kind, channels_last,
+                                   hutchinson_probe_launch_cuda);
+         });
 }
 #endif
 
@@ -108,33 +250,29 @@ PYBIND11_MODULE(_C, m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("linear_step_cpu", &linear_step_cpu, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
-  m.def(
-      "error_norm_cpu",
-      [](const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u, const at::Tensor& v,
-         double atol, double rtol,
-         std::string_view kind) { return error_norm_cpu(terms, coefficients, u, v, atol, rtol, kind); },
-      release, py::arg("terms"), py::arg("coefficients"), py::arg("u"), py::arg("v"), py::arg("atol"), py::arg("rtol"),
-      py::arg("kind") = "sum");
+  m.def("error_norm_cpu", &error_norm_cpu, release, py::arg("terms"), py::arg("coefficients"), py::arg("u"),
+        py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
   m.def("group_norm_silu_fwd_cpu", &group_norm_silu_fwd_cpu, release);
   m.def("group_norm_silu_bwd_cpu", &group_norm_silu_bwd_cpu, release);
   m.def("group_norm_silu_jvp_cpu", &group_norm_silu_jvp_cpu, release);
   m.def("langevin_step_cpu", &langevin_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
         py::arg("per_sample") = false);
-  m.def(
-      "solver_step_cpu",
-      [](const at::Tensor& x, const at::Tensor& h, const std::vector<at::Tensor>& history,
-         const at::Tensor& coefficients, const OptionalTensor& exponent, const OptionalTensor& noise,
-         const OptionalTensor& rng, const OptionalTensor& samples) {
-        return solver_step_cpu(x, h, history, coefficients, exponent, noise, rng, samples);
-      },
-      release, py::arg("x"), py::arg("h"), py::arg("history"), py::arg("coefficients"),
-      py::arg("exponent") = py::none(), py::arg("noise") = py::none(), py::arg("rng") = py::none(),
-      py::arg("samples") = py::none());
+  m.def("solver_step_cpu", &solver_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("history"),
+        py::arg("coefficients"), py::arg("exponent") = py::none(), py::arg("noise") = py::none(),
+        py::arg("rng") = py::none(), py::arg("samples") = py::none());
   m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
         py::arg("count"));
 #ifdef FASTSCORE_WITH_CUDA
   m.def("linear_step_cuda", &linear_step_cuda, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
+  m.def("solver_step_cuda", &solver_step_cuda, release, py::arg("x"), py::arg("h"), py::arg("history"),
+        py::arg("coefficients"), py::arg("exponent") = py::none(), py::arg("noise") = py::none(),
+        py::arg("rng") = py::none(), py::arg("samples") = py::none());
+  m.def("langevin_step_cuda", &langevin_step_cuda, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
+        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
+        py::arg("per_sample") = false);
+  m.def("error_norm_cuda", &error_norm_cuda, release, py::arg("terms"), py::arg("coefficients"), py::arg("u"),
+        py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
 #endif
 }

@@ -179,7 +179,7 @@ def test_raw_launcher_and_unchecked() -> None:
     with _backend.backend("reference"):
         plain = unchecked(u.device).error_norm(terms, coefficients, u, v, *keywords.values())
     assert torch.equal(plain, reference.error_norm(terms, coefficients, u, v, **keywords))
-    with pytest.raises(ValueError, match="error_norm: u must be a CPU tensor, got one on meta"):
+    with pytest.raises(ValueError, match="error_norm_cpu: u must be a cpu tensor, got one on meta"):
         _library.NATIVE.error_norm_cpu(terms, coefficients, u.to("meta"), v, **keywords)
 
 

@@ -168,7 +168,7 @@ def test_raw_launcher() -> None:
     x, h, coefficients, keywords = make_case((4, 30))
     launched = _library.NATIVE.langevin_step_cpu(x, h, coefficients, **keywords, per_sample=True)
     assert torch.equal(launched, RAW(x, h, coefficients, None, *keywords.values(), True))
-    with pytest.raises(ValueError, match="langevin_step: x must be a CPU tensor, got one on meta"):
+    with pytest.raises(ValueError, match="langevin_step_cpu: x must be a cpu tensor, got one on meta"):
         _library.NATIVE.langevin_step_cpu(x.to("meta"), h, coefficients, **keywords)
 
 

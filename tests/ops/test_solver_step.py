@@ -311,7 +311,7 @@ def test_raw_launcher() -> None:
     v, rng, samples = keywords.values()
     for one, other in zip(launched, RAW(x, h, history, coefficients, v, None, rng, samples), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match="solver_step: x must be a CPU tensor, got one on meta"):
+    with pytest.raises(ValueError, match="solver_step_cpu: x must be a cpu tensor, got one on meta"):
         _library.NATIVE.solver_step_cpu(x.to("meta"), h, history, coefficients)
 
 

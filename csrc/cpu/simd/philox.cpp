@@ -16,10 +16,10 @@ void store_all(T* out, const typename Acc<T>::scalar* from, std::int64_t n) {
 
 template <class T>
 void normal_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
-  typename Acc<T>::scalar noise[PhiloxArgs::tile];
+  typename Acc<T>::scalar noise[philox_tile];
   for (std::int64_t t = begin; t < end; ++t) {
-    const std::int64_t row = t / args.tiles_per_row(), first = t % args.tiles_per_row() * PhiloxArgs::tile;
-    const std::int64_t n = args.size - first < PhiloxArgs::tile ? args.size - first : PhiloxArgs::tile;
+    const std::int64_t row = t / philox_tiles(args), first = t % philox_tiles(args) * philox_tile;
+    const std::int64_t n = args.size - first < philox_tile ? args.size - first : philox_tile;
     PhiloxStream(args.rng[0], args.rng[1], args.samples[row]).fill_normals(first, n, noise);
     store_all(static_cast<T*>(args.out) + row * args.size + first, noise, n);
   }
@@ -27,13 +27,13 @@ void normal_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) 
 
 template <class T>
 void rademacher_tiles(const PhiloxArgs& args, std::int64_t begin, std::int64_t end) {
-  constexpr int run = PhiloxStream::run;        // words of one call
-  constexpr int words = PhiloxArgs::tile / 32;  // of a tile
+  constexpr int run = PhiloxStream::run;   // words of one call
+  constexpr int words = philox_tile / 32;  // of a tile
   std::uint32_t word[(words + run - 1) / run * run];
-  typename Acc<T>::scalar signs[PhiloxArgs::tile];
+  typename Acc<T>::scalar signs[philox_tile];
   for (std::int64_t t = begin; t < end; ++t) {
-    const std::int64_t row = t / args.tiles_per_row(), first = t % args.tiles_per_row() * PhiloxArgs::tile;
-    const std::int64_t n = args.size - first < PhiloxArgs::tile ? args.size - first : PhiloxArgs::tile;
+    const std::int64_t row = t / philox_tiles(args), first = t % philox_tiles(args) * philox_tile;
+    const std::int64_t n = args.size - first < philox_tile ? args.size - first : philox_tile;
     const PhiloxStream stream(args.rng[0], args.rng[1], args.samples[row]);
     for (int i = 0; i < words; i += run) stream.store_words(static_cast<std::uint32_t>(first / 128 + i / 4), word + i);
     for (std::int64_t i = 0; i < n; ++i) signs[i] = (word[i / 32] >> (i % 32) & 1) != 0 ? 1 : -1;

@@ -3,24 +3,19 @@
 #include <cstdint>
 
 #include "cpu/simd/kernel.h"
-#include "fastscore/dtype.h"
+#include "fastscore/philox_noise.h"
 
 namespace fastscore {
 
-// Noise as a tensor: `batch` contiguous rows of `size` elements; row b belongs to sample samples[b].
-struct PhiloxArgs {
-  void* out = nullptr;
-  const std::int64_t* rng = nullptr;  // seed, draw
-  const std::int64_t* samples = nullptr;
-  std::int64_t batch = 0, size = 0;
-  Dtype dtype = Dtype::f32;
+// Work is cut into tiles of at most this many elements of one row.
+inline constexpr std::int64_t philox_tile = 1024;
 
-  // Work is cut into tiles of at most this many elements of one row.
-  static constexpr std::int64_t tile = 1024;
-  std::int64_t tiles_per_row() const { return (size + tile - 1) / tile; }
-};
+// How many of them a row has. Static, so that no copy is shared by the instruction sets.
+static inline std::int64_t philox_tiles(const PhiloxArgs& args) {
+  return (args.size + philox_tile - 1) / philox_tile;
+}
 
-// philox_normal, philox_rademacher: tiles [begin, end); tile t is tile t % tiles_per_row of row t / tiles_per_row.
+// philox_normal, philox_rademacher: tiles [begin, end); tile t is tile t % philox_tiles of row t / philox_tiles.
 // philox_words: words of `count` blocks of one sample, four to a block.
 #define FASTSCORE_DECLARE(isa)                                                                           \
   namespace isa {                                                                                        \

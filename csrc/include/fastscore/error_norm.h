@@ -31,9 +31,8 @@ struct ErrorNormArgs {
   bool channels_last = false;
   Dtype dtype = Dtype::f32;
 
-  // CUDA only: the norms (batch,) in the type of the coefficients, and error_norm_scratch(args) doubles for the sums.
-  void* out = nullptr;
-  double* scratch = nullptr;
+  void* out = nullptr;        // (batch,), in the type of the coefficients
+  double* scratch = nullptr;  // CUDA only: error_norm_scratch(args) of them, for the sums
 };
 
 }  // namespace fastscore
