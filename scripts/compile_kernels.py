@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
 from benchmark_table import replace
-from kernel_specimens import CUDA_SPECIMENS, TRITON_SPECIMENS, Specimen
+from kernel_specimens import CUDA_SPECIMENS, NUMBERS, SECOND_STAGES, TRITON_SPECIMENS, Specimen
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_OCCUPANCY = 0.5
@@ -126,10 +126,13 @@ class Report:
         found = []
         if self.spills:
             found.append(f"spills {self.spills} bytes")
+        if self.kernel in SECOND_STAGES:
+            return found
         if self.specimen.memory_bound and self.occupancy < LEAST_OCCUPANCY:
             found.append(f"occupancy {self.occupancy:.0%}")
-        if self.specimen.vector and min(self.loads or 16, self.stores or 16) < 16:
-            found.append(f"global access of {self.loads} (load) and {self.stores} (store) bytes")
+        for kind, width in (("loads", self.loads), ("stores", self.stores)):
+            if self.specimen.vector and 0 < width < 16 and (self.kernel, kind) not in NUMBERS:
+                found.append(f"{kind} of {width} bytes")
         if self.specimen.tensor_core and not self.tensor_core:
             found.append("no tensor-core instruction")
         return found
@@ -177,8 +180,8 @@ def recorded(specimen: Specimen) -> list[tuple[JITFunction[Any], tuple[Any, ...]
 
 def compiled(
     target: Target, kernel: JITFunction[Any], args: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[dict[str, Any], int]:
-    """What Triton makes of a launch: its files by kind, and the number of threads of a program."""
+) -> tuple[dict[str, Any], int, int]:
+    """What Triton makes of a launch: its files by kind, the threads of a program, and its bytes of shared memory."""
 
     def mock(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -188,24 +191,16 @@ def compiled(
     number = 1000 + list(TARGETS).index(target.name)
     triton.runtime.driver.set_active(_Driver(target.gpu, number))
     done = kernel.warmup(*(mock(arg) for arg in args), grid=(1,), **options)
-    return done.asm, done.metadata.num_warps * target.warp
+    return done.asm, done.metadata.num_warps * target.warp, done.metadata.shared
 
 
 def triton_reports(specimen: Specimen, target: Target) -> Iterator[Report]:
     """One report for every kernel that a call starts."""
     for kernel, args, options in recorded(specimen):
-        asm, threads = compiled(target, kernel, args, options)
-        if "ptx" in asm:
-            found = _ptx(asm["ptx"], target)
-            found["shared"] = max(found["shared"], _dynamic_shared(asm))
-        else:
-            found = _amdgcn(asm["amdgcn"])
+        asm, threads, shared = compiled(target, kernel, args, options)
+        found = _ptx(asm["ptx"], target) if "ptx" in asm else _amdgcn(asm["amdgcn"])
+        found["shared"] = max(found["shared"], shared)
         yield _report(kernel.__name__, specimen, target, threads, found)
-
-
-def _dynamic_shared(asm: dict[str, Any]) -> int:
-    found = re.search(r"ttg\.shared = (\d+)", str(asm["ttgir"]))
-    return int(found[1]) if found else 0
 
 
 def _amdgcn(text: str) -> dict[str, Any]:

@@ -59,6 +59,29 @@ def _linear_step(dtype: torch.dtype, last: bool, noise: str) -> None:
     _kernel("linear_step")(x, [_state(dtype, last)] * 2, _coefficients(4, dtype), given, rng, samples)
 
 
+def _solver_step(dtype: torch.dtype, last: bool, noise: str) -> None:
+    x, h, exponent = (_state(dtype, last) for _ in range(3))
+    rng, samples = _drawn() if noise == "drawn" else (None, None)
+    _kernel("solver_step")(x, h, [_state(dtype, last)], _coefficients(8, dtype), exponent, None, rng, samples)
+
+
+def _langevin_step(dtype: torch.dtype, last: bool, noise: str) -> None:
+    x, h = _state(dtype, last), _state(dtype, last)
+    given = _state(dtype, last) if noise == "given" else None
+    rng, samples = _drawn() if noise == "drawn" else (None, None)
+    _kernel("langevin_step")(x, h, _coefficients(3, dtype), given, rng, samples, noise == "given")
+
+
+def _error_norm(dtype: torch.dtype, last: bool, terms: int) -> None:
+    """A Runge-Kutta pair of order 5, or the difference of two solutions, of which one is u."""
+    tensors, v = [_state(dtype, last) for _ in range(terms)], _state(dtype, last)
+    _kernel("error_norm")(tensors, _coefficients(terms, dtype), tensors[0], v, 1e-5, 1e-5, "sum")
+
+
+def _philox(name: str, dtype: torch.dtype) -> None:
+    _kernel("philox", name)(*_drawn(), STATE, dtype)
+
+
 def _steps() -> Iterator[Specimen]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         name = str(dtype).removeprefix("torch.")
@@ -67,9 +90,29 @@ def _steps() -> Iterator[Specimen]:
             for noise in ("drawn", "none"):
                 call = partial(_linear_step, dtype, last, noise)
                 yield Specimen(f"linear_step {name} {layout} noise {noise}", call, vector=not last)
+                call = partial(_solver_step, dtype, last, noise)
+                yield Specimen(f"solver_step {name} {layout} noise {noise}", call, vector=not last)
+            for noise in ("drawn", "given"):
+                call = partial(_langevin_step, dtype, last, noise)
+                yield Specimen(f"langevin_step {name} {layout} noise {noise}", call, vector=not last)
+            for terms in (2, 8):
+                call = partial(_error_norm, dtype, last, terms)
+                yield Specimen(f"error_norm {name} {layout} {terms} terms", call, vector=not last)
+        for op in ("philox_normal", "philox_rademacher"):
+            yield Specimen(f"{op} {name}", partial(_philox, op, dtype))
 
 
 TRITON_SPECIMENS = [*_steps()]
+
+# Kernels that make a few numbers of a few numbers: neither bound by memory nor in need of wide access.
+SECOND_STAGES = {"langevin_rows_kernel", "error_norm_roots_kernel"}
+# Kernels that read, or write, single numbers and no tensor.
+NUMBERS = {
+    ("langevin_norms_kernel", "stores"),
+    ("error_norm_kernel", "stores"),
+    ("philox_normal_kernel", "loads"),
+    ("philox_rademacher_kernel", "loads"),
+}
 
 # By a pattern of the kernel's name with its template arguments; the first that fits.
 CUDA_SPECIMENS = {

@@ -95,6 +95,13 @@ def test_parity_by_tolerance(atol: float, rtol: float, kind: str, device: torch.
             assert_parity(norm_of(case), case)
 
 
+def test_tolerances_reach_the_kernel_in_float64(device: torch.device) -> None:
+    """Triton passes a Python float in float32 unless told otherwise; its interpreter does not show that."""
+    kernel = import_module("fastscore.kernels.error_norm").error_norm_kernel
+    assert [kernel.fn.__annotations__[name] for name in ("atol", "rtol")] == ["tl.float64"] * 2
+    norm_of(make_case(device, (2, 3)))
+
+
 @pytest.mark.parametrize("shape", [(11, 5), (2, 9000)])
 def test_many_samples_and_many_tiles(
     shape: tuple[int, ...], device: torch.device, monkeypatch: pytest.MonkeyPatch
