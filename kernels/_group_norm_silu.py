@@ -315,7 +315,9 @@ def members(tile: tl.constexpr):
 @triton.jit
 def over_channels(values, tile: tl.constexpr):
     """(rows,), 0 where there is nothing, summed over the channels of each group: (tile.groups,)."""
-    if tile.rows == tile.groups * tile.channels:
+    if tile.groups == 1:
+        total = tl.full((1,), 0, values.dtype) + tl.sum(values)
+    elif tile.rows == tile.groups * tile.channels:
         total = tl.sum(tl.reshape(values, (tile.groups, tile.channels)), 1)
     else:
         total = tl.sum(tl.where(members(tile), values[None, :], 0), 1)

@@ -1,0 +1,294 @@
+"""group_norm_silu: the tangent of the value.
+
+With z_t the tangent of x + add, it takes two means over each group, m0 of z_t and m1 of z_t xhat; none if z_t is 0.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._group_norm_silu import (
+    Call,
+    affine,
+    channels_of,
+    chunk_of,
+    groups_of,
+    load_sum,
+    over_group,
+    per_channel,
+    pixels_of,
+    place,
+    rows_of,
+    silu_slope,
+    to_rows,
+)
+from ._launch import launch
+
+
+@triton.jit
+def affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype: tl.constexpr):
+    """The tangents (rows,) of alpha and beta, where v = alpha xhat + beta."""
+    weight = per_channel(parameters[0], strides[0], sample, channel, known, 1, dtype)
+    bias = per_channel(parameters[1], strides[1], sample, channel, known, 0, dtype)
+    gain = 1 + per_channel(parameters[3], strides[3], sample, channel, known, 0, dtype)
+    gain_t = per_channel(tangents[3], tangent_strides[3], sample, channel, known, 0, dtype)
+    alpha_t = gain * per_channel(tangents[0], tangent_strides[0], sample, channel, known, 0, dtype) + gain_t * weight
+    beta_t = gain * per_channel(tangents[1], tangent_strides[1], sample, channel, known, 0, dtype) + gain_t * bias
+    return alpha_t, beta_t + per_channel(tangents[4], tangent_strides[4], sample, channel, known, 0, dtype)
+
+
+@triton.jit
+def load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, channel, known, like, eviction: tl.constexpr):
+    """z_t of a tile, 0 where there is nothing; one of x_t and add_t is there."""
+    if x_t is None:
+        tangent = per_channel(add_t, add_t_stride, sample, channel, known, 0, like.dtype)
+        z_t = tl.where(there, tl.broadcast_to(tangent[:, None], like.shape), 0)
+    else:
+        z_t = load_sum(x_t + start, offset, there, add_t, add_t_stride, sample, channel, known, like.dtype, eviction)
+    return z_t
+
+
+@triton.jit
+def store_tangent(y_t, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu: tl.constexpr):
+    """y_t; xhat_t may be None."""
+    v_t = alpha_t[:, None] * xhat + beta_t[:, None]
+    if xhat_t is not None:
+        v_t += alpha[:, None] * xhat_t
+    if silu:
+        v_t *= silu_slope(alpha[:, None] * xhat + beta[:, None])
+    tl.store(y_t + offset, v_t.to(y_t.dtype.element_ty), there)
+
+
+@triton.jit
+def group_norm_silu_jvp_kernel(
+    y_t,
+    x,
+    x_stride,
+    x_t,
+    x_t_stride,
+    parameters,
+    strides,
+    tangents,
+    tangent_strides,
+    mean,
+    rstd,
+    pixels,
+    silu: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """One pass; z_t is not 0."""
+    program = tl.program_id(0)
+    sample, block = (program // tile.blocks).to(tl.int64), program % tile.blocks
+    dtype: tl.constexpr = mean.dtype.element_ty
+    pixels *= tl.full((), tile.pixel_unit, tl.int32)
+    start, offset, there = place(block, 0, 0, pixels, tile)
+    first, row, known = channels_of(block, 0, tile)
+    channel = first + row
+    group, real = groups_of(block, tile)
+    center = to_rows(tl.load(mean + sample * tile.sample_groups + group, real, 0), tile)
+    scale = to_rows(tl.load(rstd + sample * tile.sample_groups + group, real, 0), tile)
+    x += sample * x_stride * tile.stride_unit + start
+    if x_t is not None:
+        x_t += sample * x_t_stride * tile.stride_unit
+    z = load_sum(x, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "")
+    xhat = (z - center[:, None]) * scale[:, None]
+    z_t = load_tangent(x_t, start, offset, there, tangents[2], tangent_strides[2], sample, channel, known, xhat, "")
+    count = tile.group_channels * pixels.to(dtype)
+    mean_t = to_rows(over_group(z_t, tile) / count, tile)
+    mean_tx = to_rows(over_group(tl.where(there, z_t * xhat, 0), tile) / count, tile)
+    xhat_t = scale[:, None] * (z_t - mean_t[:, None] - xhat * mean_tx[:, None])
+    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+    y_t += sample * tile.sample_channels * pixels + start
+    store_tangent(y_t, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu)
+
+
+@triton.jit
+def group_norm_silu_jvp_partials_kernel(
+    partial,
+    x,
+    x_stride,
+    x_t,
+    x_t_stride,
+    add,
+    add_stride,
+    add_t,
+    add_t_stride,
+    mean,
+    rstd,
+    pixels,
+    steps,
+    ranges,
+    tile: tl.constexpr,
+):
+    """The sums of z_t and of z_t xhat over a chunk; partial: (2, N, groups, chunks)."""
+    sample, block, sub, part = chunk_of(tl.program_id(0), ranges, tile)
+    dtype: tl.constexpr = mean.dtype.element_ty
+    pixels *= tl.full((), tile.pixel_unit, tl.int32)
+    first, row, known = channels_of(block, sub, tile)
+    group, real = groups_of(block, tile)
+    group += sample * tile.sample_groups
+    center = to_rows(tl.load(mean + group, real, 0), tile)
+    scale = to_rows(tl.load(rstd + group, real, 0), tile)
+    x += sample * x_stride * tile.stride_unit
+    if x_t is not None:
+        x_t += sample * x_t_stride * tile.stride_unit
+    sum_t = tl.full((tile.groups,), 0, dtype)
+    sum_tx = tl.full((tile.groups,), 0, dtype)
+    begin, end = pixels_of(part, steps, pixels, tile)
+    for pixel in range(begin, end, tile.pixels):
+        start, offset, there = place(block, sub, pixel, pixels, tile)
+        z = load_sum(x + start, offset, there, add, add_stride, sample, first + row, known, dtype, "")
+        xhat = (z - center[:, None]) * scale[:, None]
+        z_t = load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, first + row, known, xhat, "")
+        sum_t += over_group(z_t, tile)
+        sum_tx += over_group(tl.where(there, z_t * xhat, 0), tile)
+    chunks = tile.subs * ranges
+    plane = (tl.num_programs(0) // (tile.blocks * chunks)).to(tl.int64) * (tile.sample_groups * chunks)
+    partial += group * chunks + sub * ranges + part
+    tl.store(partial, sum_t, real)
+    tl.store(partial + plane, sum_tx, real)
+
+
+@triton.jit
+def over_chunks(partial, group, real, chunks, width: tl.constexpr, tile: tl.constexpr):
+    """The partial sums of each group (tile.groups,), always in the same order."""
+    total = tl.full((tile.groups,), 0, partial.dtype.element_ty)
+    for at in range(0, chunks, width):
+        chunk = at + tl.arange(0, width)
+        there = real[:, None] & (chunk < chunks)[None, :]
+        total += tl.sum(tl.load(partial + group[:, None] * chunks + chunk[None, :], there, 0), 1)
+    return total
+
+
+@triton.jit
+def group_norm_silu_jvp_apply_kernel(
+    y_t,
+    x,
+    x_stride,
+    x_t,
+    x_t_stride,
+    parameters,
+    strides,
+    tangents,
+    tangent_strides,
+    mean,
+    rstd,
+    partial,
+    pixels,
+    steps,
+    ranges,
+    silu: tl.constexpr,
+    width: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """The tangent out of the partial sums, which are None where z_t is 0; last read, first read again."""
+    sample, block, sub, part = chunk_of(tl.num_programs(0) - 1 - tl.program_id(0), ranges, tile)
+    dtype: tl.constexpr = mean.dtype.element_ty
+    pixels *= tl.full((), tile.pixel_unit, tl.int32)
+    first, row, known = channels_of(block, sub, tile)
+    channel = first + row
+    group, real = groups_of(block, tile)
+    group += sample * tile.sample_groups
+    center = to_rows(tl.load(mean + group, real, 0), tile)
+    scale = to_rows(tl.load(rstd + group, real, 0), tile)
+    if partial is not None:
+        count = tile.group_channels * pixels.to(dtype)
+        chunks = tile.subs * ranges
+        plane = (tl.num_programs(0) // tile.blocks).to(tl.int64) * tile.sample_groups
+        mean_t = to_rows(over_chunks(partial, group, real, chunks, width, tile) / count, tile)
+        mean_tx = to_rows(over_chunks(partial + plane, group, real, chunks, width, tile) / count, tile)
+    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+    x += sample * x_stride * tile.stride_unit
+    y_t += sample * tile.sample_channels * pixels
+    if x_t is not None:
+        x_t += sample * x_t_stride * tile.stride_unit
+    begin, end = pixels_of(part, steps, pixels, tile)
+    for pixel in range(begin, end, tile.pixels):
+        start, offset, there = place(block, sub, pixel, pixels, tile)
+        z = load_sum(x + start, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "evict_first")
+        xhat = (z - center[:, None]) * scale[:, None]
+        xhat_t = None
+        if partial is not None:
+            z_t = load_tangent(
+                x_t,
+                start,
+                offset,
+                there,
+                tangents[2],
+                tangent_strides[2],
+                sample,
+                channel,
+                known,
+                xhat,
+                "evict_first",
+            )
+            xhat_t = scale[:, None] * (z_t - mean_t[:, None] - xhat * mean_tx[:, None])
+        store_tangent(y_t + start, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu)
+
+
+def group_norm_silu_jvp(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    x_t: Tensor | None,
+    weight_t: Tensor | None,
+    bias_t: Tensor | None,
+    add_t: Tensor | None,
+    scale_t: Tensor | None,
+    shift_t: Tensor | None,
+    num_groups: int,
+    silu: bool,
+) -> Tensor:
+    """The tangent of y along the given tangents; what is None is 0 and is not read. Arguments checked."""
+    call = Call(x, [] if x_t is None else [x_t], num_groups, arrays=1 if x_t is None else 2)
+    y_t = call.result()
+    if x.numel() == 0:
+        return y_t
+    parameters, strides = rows_of((weight, bias, add, scale, shift))
+    tangents, tangent_strides = rows_of((weight_t, bias_t, add_t, scale_t, shift_t))
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    operands = call.operands if x_t is not None else (*call.operands, None, 0)
+    moves = x_t is not None or add_t is not None  # z_t is not 0
+    arguments = (y_t, *operands, parameters, strides, tangents, tangent_strides, mean, rstd)
+    options = {"tile": call.tile, "num_warps": call.plan.warps}
+    if moves and call.plan.one_pass:
+        launch(group_norm_silu_jvp_kernel, call.programs, x.device, *arguments, call.units, silu=silu, **options)
+        return y_t
+    partial = call.scratch(2, x.shape[0], num_groups, call.plan.chunks) if moves else None
+    if moves:
+        launch(
+            group_norm_silu_jvp_partials_kernel,
+            call.programs,
+            x.device,
+            partial,
+            *operands,
+            parameters[2],
+            strides[2],
+            tangents[2],
+            tangent_strides[2],
+            mean,
+            rstd,
+            *call.shares,
+            **options,
+        )
+    launch(
+        group_norm_silu_jvp_apply_kernel,
+        call.programs,
+        x.device,
+        *arguments,
+        partial,
+        *call.shares,
+        silu=silu,
+        width=call.plan.width,
+        **options,
+    )
+    return y_t
