@@ -96,7 +96,7 @@ def safe_to_read(read: Tensor, written: Tensor) -> Tensor:
     Raises:
         RuntimeError: both are dense, and overlap in part.
     """
-    if read is written or not torch._C._is_alias_of(read, written):
+    if read is written or not _share_storage(read, written):
         return read
     same_place = read.storage_offset() == written.storage_offset()
     if same_place and read.shape == written.shape and read.stride() == written.stride():
@@ -113,13 +113,17 @@ def check_apart(written: Tensor, read: Iterable[Tensor]) -> None:
         RuntimeError: it is dense, and overlaps a dense one of the others.
     """
     for other in read:
-        if torch._C._is_alias_of(written, other) and _overlap(written, other):
+        if _share_storage(written, other) and _overlap(written, other):
             raise RuntimeError("a result shares memory with an operand; give it memory of its own")
+
+
+def _share_storage(one: Tensor, other: Tensor) -> bool:
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape and storage overlap; False where they are not dense, and it cannot be told."""
-    distance = abs(one.storage_offset() - other.storage_offset())
+    distance = abs(int(one.storage_offset()) - int(other.storage_offset()))
     return distance < one.numel() and _no_gaps(one) and _no_gaps(other)
 
 
