@@ -131,7 +131,7 @@ class Report:
         if self.specimen.memory_bound and self.occupancy < LEAST_OCCUPANCY:
             found.append(f"occupancy {self.occupancy:.0%}")
         for kind, width in (("loads", self.loads), ("stores", self.stores)):
-            if self.specimen.vector and 0 < width < 16 and (self.kernel, kind) not in NUMBERS:
+            if self.specimen.vector and 0 < width < 16 and (self.kernel.split("<")[0], kind) not in NUMBERS:
                 found.append(f"{kind} of {width} bytes")
         if self.specimen.tensor_core and not self.tensor_core:
             found.append("no tensor-core instruction")

@@ -110,6 +110,8 @@ SECOND_STAGES = {"langevin_rows_kernel", "error_norm_roots_kernel"}
 NUMBERS = {
     ("langevin_norms_kernel", "stores"),
     ("error_norm_kernel", "stores"),
+    ("langevin_sums_kernel", "stores"),
+    ("error_norm_sums_kernel", "stores"),
     ("philox_normal_kernel", "loads"),
     ("philox_rademacher_kernel", "loads"),
 }
@@ -118,4 +120,11 @@ NUMBERS = {
 CUDA_SPECIMENS = {
     r"linear_step_kernel<.*true": Specimen("linear_step, whole words"),
     r"linear_step_kernel<.*false": Specimen("linear_step, any layout", vector=False),
+    r"(solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*true": Specimen("steps and norms, whole words"),
+    r"(solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*false": Specimen(
+        "steps and norms, any layout", vector=False
+    ),
+    r"(langevin_norms|error_norm)_kernel": Specimen("norms of sums, a warp to a sample", vector=False),
+    r"philox_\w+_kernel<.*true": Specimen("noise, whole words"),
+    r"philox_\w+_kernel<.*false": Specimen("noise, rows of any length", vector=False),
 }
