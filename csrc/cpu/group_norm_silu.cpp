@@ -24,7 +24,7 @@ constexpr std::int64_t full_row = 64;  // channels-last rows shorter than this a
 
 // One call: what the kernels get, and what has to live until they are done.
 struct Call {
-  GroupNormSiluArgs args;
+  GroupNormSiluCpuArgs args;
   Layout layout;
   at::ScalarType real;
   c10::SmallVector<at::Tensor, 12> keep;
@@ -204,7 +204,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   call.args.rstd = call.statistic(rstd, "rstd");
   const at::Tensor grad_x = call.run(x, backward_launches);
 
-  // v = (xhat weight + bias) (1 + scale) + shift; see GroupNormSiluArgs for the sums.
+  // v = (xhat weight + bias) (1 + scale) + shift; see GroupNormSiluCpuArgs for the sums.
   const auto gain = [&](auto n, auto c) { return 1 + call.number(p.scale, n, c, 0); };
   const auto grad_weight = [&](auto n, auto c) { return gain(n, c) * call.sum(1, n, c); };
   const auto grad_bias = [&](auto n, auto c) { return gain(n, c) * call.sum(0, n, c); };

@@ -14,7 +14,7 @@ namespace fastscore::FASTSCORE_ISA {
 namespace {
 
 using std::int64_t;
-using Args = GroupNormSiluArgs;
+using Args = GroupNormSiluCpuArgs;
 using Kind = GroupNormSiluKind;
 
 // Rows of the coefficients. forward: v; backward: grad_x = slope * g + toward_x * (x - center) + rest;

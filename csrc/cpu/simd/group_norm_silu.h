@@ -9,13 +9,13 @@ namespace fastscore {
 // channels_last_*: the four phases, in this order. prepare and finish do samples [begin, end), sum and write do blocks
 // [begin, end); block t is block t % blocks of sample t / blocks. A sample needs nothing of another one.
 // No result depends on how the ranges are cut.
-#define FASTSCORE_DECLARE(isa)                                                                                     \
-  namespace isa {                                                                                                  \
-  void group_norm_silu_contiguous(const GroupNormSiluArgs& args, std::int64_t begin, std::int64_t end);            \
-  void group_norm_silu_channels_last_prepare(const GroupNormSiluArgs& args, std::int64_t begin, std::int64_t end); \
-  void group_norm_silu_channels_last_sum(const GroupNormSiluArgs& args, std::int64_t begin, std::int64_t end);     \
-  void group_norm_silu_channels_last_finish(const GroupNormSiluArgs& args, std::int64_t begin, std::int64_t end);  \
-  void group_norm_silu_channels_last_write(const GroupNormSiluArgs& args, std::int64_t begin, std::int64_t end);   \
+#define FASTSCORE_DECLARE(isa)                                                                                        \
+  namespace isa {                                                                                                     \
+  void group_norm_silu_contiguous(const GroupNormSiluCpuArgs& args, std::int64_t begin, std::int64_t end);            \
+  void group_norm_silu_channels_last_prepare(const GroupNormSiluCpuArgs& args, std::int64_t begin, std::int64_t end); \
+  void group_norm_silu_channels_last_sum(const GroupNormSiluCpuArgs& args, std::int64_t begin, std::int64_t end);     \
+  void group_norm_silu_channels_last_finish(const GroupNormSiluCpuArgs& args, std::int64_t begin, std::int64_t end);  \
+  void group_norm_silu_channels_last_write(const GroupNormSiluCpuArgs& args, std::int64_t begin, std::int64_t end);   \
   }
 FASTSCORE_FOR_EACH_ISA(FASTSCORE_DECLARE)
 #undef FASTSCORE_DECLARE

@@ -16,11 +16,12 @@ struct GroupNormSiluArgs {
     const void* data = nullptr;
     std::int64_t stride = 0;
   };
-  // A number per channel, in the op dtype (float, or double for double): rows of `channels`, `stride` elements apart.
-  // Stride 0: all samples share one row. Null: absent.
+  // A number per channel: rows of `channels`, `stride` elements apart. Stride 0: all samples share one row. Null:
+  // absent. The CPU takes them in the op dtype alone (float, or double for double).
   struct Parameter {
     const void* data = nullptr;
     std::int64_t stride = 0;
+    Dtype dtype = Dtype::f32;
   };
   struct Parameters {
     Parameter weight, bias, add, scale, shift;
@@ -36,7 +37,9 @@ struct GroupNormSiluArgs {
   Parameters value, tangent;              // tangent: jvp only
   void *mean = nullptr, *rstd = nullptr;  // (batch, groups), op dtype; written by forward, read by the others
   void* out = nullptr;                    // y, the gradient of x, the tangent of y: dense, in the layout of the kernel
+};
 
+struct GroupNormSiluCpuArgs : GroupNormSiluArgs {
   // Scratch. `sums`: per sample and channel. backward leaves in it, for the gradients of the parameters, sums over
   // pixels: [0] of g = dL/dv, [1] of g * xhat, [2] of the gradient of x.
   double* sums = nullptr;        // (batch, 3, channels)
