@@ -69,6 +69,10 @@ def attention(
         return _reference.attention(q, k, v, scale=scale, residual=residual, output_scale=output_scale)
     arguments = (q, k, v, residual, scale, output_scale)
     if torch.compiler.is_compiling():
+        if (
+            forward_ad._current_level >= 0
+        ):  # the op alone would lose gradients; where dynamo may, it leaves this to eager
+            raise NotImplementedError("attention: torch.compile(fullgraph=True) cannot trace forward mode through it")
         # Dynamo takes no Function that defines jvp or vmap.
         if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in arguments[:4]]):  # noqa: C419
             return _Attention.apply(*arguments)[0]

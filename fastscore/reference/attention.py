@@ -15,7 +15,7 @@ Forward mode (Lu & Song 2024, appendix F), dots being tangents and the mean that
 
 16-bit inputs are computed in float32 and rounded once, at the end. `attention` is the formula, differentiable by torch.
 The other three functions are the raw operators `torch.ops.fastscore.attention_*` in plain tensor arithmetic, over
-blocks of queries: the scores that exist at a time take at most `SCORES` bytes. torch can differentiate them too, and
+blocks of queries, so that no (N, M) scores exist. torch can differentiate them too, and
 second derivatives are made that way.
 """
 
@@ -26,8 +26,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SCORES = 64 * 2**20
-"""How many bytes the scores of a block of queries may take; one row of them exists in any case."""
+SCORES = 40 * 2**20
+"""How many bytes the scores of a block of queries may take; up to five such matrices exist at a time.
+
+More than the 32 MiB from which on glibc gives memory back as soon as it is freed: smaller blocks leave holes behind.
+"""
 
 
 def attention(

@@ -461,6 +461,21 @@ def test_compile(residual: bool, dynamic: bool) -> None:
     assert graphs == (2 if dynamic else 6), "one with gradients and one without, for all sizes or for each"
 
 
+def test_compiled_forward_mode_is_left_to_eager() -> None:
+    """Without fullgraph it works; with it, an error rather than a tangent or a gradient that is missing."""
+    case = make_case((1, 2, 5, 7, 6))
+    tensors, along = tuple(case.values()), tuple(like(case, 60).values())
+
+    def run(*given: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.jvp(positional(attention), given, along)
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager")(*tensors), run(*tensors))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="cannot trace forward mode"):
+        torch.compile(run, backend="aot_eager", fullgraph=True)(*tensors)
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 _Q = torch.ones(2, 3, 4, 5)
