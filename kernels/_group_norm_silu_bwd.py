@@ -318,7 +318,7 @@ def group_norm_silu_bwd(
     rstd: Tensor,
     num_groups: int,
     silu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias, add, scale and shift, empty of shape (0,) where absent; arguments checked."""
     call = Call(x, [grad_y], num_groups, arrays=2)
     given = (weight, bias, add, scale, shift)
