@@ -841,14 +841,18 @@ def _plan(kind: str, size: int, itemsize: int) -> Plan:
         return Plan(32, 16, 16, 32, False, 4, 1)
     if size <= 64:
         return Plan(64, 32 if kind == "jvp" else 64, 64, 256, True, 4, 2)
+    if size <= 96 and kind.startswith("grad"):  # two pieces
+        return Plan(32, 64, 128, 256, True, 8, 2)
+    if size <= 128 and kind == "jvp":
+        return Plan(64, 32, 128, 256, True, 8, 2)
     if size <= 128:
-        return (
-            Plan(64, 32, 128, 256, True, 8, 2)
-            if kind == "jvp"
-            else Plan(64, 64, 128, 256, True, 4 if kind == "fwd" else 8, 2)
-        )
-    if size <= 256:
-        return Plan(64, 32, 128, 256, True, 8, 2) if kind == "fwd" else Plan(32, 32, 128, 256, True, 8, 1)
+        return Plan(64, 64, 128, 256, True, 4 if kind == "fwd" else 8, 2)
+    if size <= 256 and kind == "fwd":
+        return Plan(64, 32, 128, 256, True, 8, 2)
+    if size < 256:  # several pieces, with two results each, take too many registers
+        return Plan(32, 32, 128, 128, True, 4, 1)
+    if size == 256:
+        return Plan(32, 32, 128, 256, True, 8, 1)
     return Plan(64 if kind == "fwd" else 32, 32, 64, 256, False, 8, 1)
 
 
