@@ -82,10 +82,52 @@ def _philox(name: str, dtype: torch.dtype) -> None:
     _kernel("philox", name)(*_drawn(), STATE, dtype)
 
 
-def _steps() -> Iterator[Specimen]:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+def _group_norm_silu(kind: str, dtype: torch.dtype, last: bool, shape: tuple[int, ...]) -> None:
+    """Everything that there can be beside x, 32 groups."""
+    x, other = _state(dtype, last, shape), _state(dtype, last, shape)
+    channels, rows = torch.empty(shape[1], device="cuda"), torch.empty(shape[:2], device="cuda")
+    parameters = channels, channels, rows, rows, rows
+    statistics = (torch.empty(shape[0], 32, device="cuda"),) * 2
+    run = _kernel("group_norm_silu", f"group_norm_silu_{kind}")
+    if kind == "fwd":
+        run(x, *parameters, 32, 1e-5, True)
+    elif kind == "bwd":
+        run(other, x, *parameters, *statistics, 32, True)
+    else:
+        run(x, *parameters, *statistics, other, *parameters, 32, True)
+
+
+def _attention(kind: str, dtype: torch.dtype, width: int) -> None:
+    """A residual and everything that moves, 256 rows."""
+    q, k, v, residual, *tangents = (torch.empty(4, 8, 256, width, dtype=dtype, device="cuda") for _ in range(8))
+    run = _kernel("attention", f"attention_{kind}")
+    if kind == "fwd":
+        run(q, k, v, residual, width**-0.5, 0.7, True)
+    elif kind == "bwd":
+        run(residual, q, k, v, tangents[0], torch.empty(4, 8, 256, device="cuda"), width**-0.5, 0.7)
+    else:
+        run(q, k, v, residual, *tangents, width**-0.5, 0.7, True)
+
+
+def _resample(dtype: torch.dtype, last: bool, up: int, down: int) -> None:
+    """The filters of NCSN++, 4 taps."""
+    x = _state(dtype, last, (16, 128, 32, 32))
+    size = [32 * up // down] * 2 if up != down else [33, 33]
+    _kernel("resample")(x, torch.empty(4, 4, device="cuda"), up, down, 2 if up == 2 else 1, size, False)
+
+
+def _hutchinson(dtype: torch.dtype, kind: str) -> None:
+    """Four probes, drawn and then multiplied."""
+    rng, samples = _drawn()
+    products = torch.empty(4, *STATE, dtype=dtype, device="cuda")
+    _kernel("hutchinson")(products, rng, samples, kind)
+    _kernel("hutchinson", "hutchinson_probe")(rng, samples, None, 4, STATE, dtype, kind, False)
+
+
+def _specimens() -> Iterator[Specimen]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
         name = str(dtype).removeprefix("torch.")
-        for last in (False, True):
+        for last in (False, True)[: 1 if dtype == torch.float64 else 2]:
             layout = "channels-last" if last else "contiguous"
             for noise in ("drawn", "none"):
                 call = partial(_linear_step, dtype, last, noise)
@@ -100,12 +142,33 @@ def _steps() -> Iterator[Specimen]:
                 yield Specimen(f"error_norm {name} {layout} {terms} terms", call, vector=not last)
         for op in ("philox_normal", "philox_rademacher"):
             yield Specimen(f"{op} {name}", partial(_philox, op, dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        for last in (False, True):
+            layout = "channels-last" if last else "contiguous"
+            for kind in ("fwd", "bwd", "jvp"):
+                for shape in ((64, 128, 32, 32), (4, 128, 256, 256)):
+                    call = partial(_group_norm_silu, kind, dtype, last, shape)
+                    yield Specimen(f"group_norm_silu {kind} {name} {layout} {shape}", call)
+            for up, down in ((2, 1), (1, 2), (1, 1)):
+                call = partial(_resample, dtype, last, up, down)
+                wide = last or (up == 2 and dtype == torch.float32)
+                yield Specimen(f"resample {name} {layout} up {up} down {down}", call, vector=wide)
+        for kind in ("fwd", "bwd", "jvp"):
+            for width in (64, 256) if dtype == torch.float32 else (40, 64, 128, 256, 512):
+                call = partial(_attention, kind, dtype, width)
+                cores = dtype == torch.bfloat16
+                title = f"attention {kind} {name} head {width}"
+                yield Specimen(title, call, memory_bound=False, vector=False, tensor_core=cores)
+        for kind in ("rademacher", "gaussian"):
+            wide = kind == "rademacher" or dtype == torch.float32  # four normals of 16 bits are 8 bytes
+            yield Specimen(f"hutchinson {name} {kind}", partial(_hutchinson, dtype, kind), vector=wide)
 
 
-TRITON_SPECIMENS = [*_steps()]
+TRITON_SPECIMENS = [*_specimens()]
 
 # Kernels that make a few numbers of a few numbers: neither bound by memory nor in need of wide access.
-SECOND_STAGES = {"langevin_rows_kernel", "error_norm_roots_kernel"}
+SECOND_STAGES = {"langevin_rows_kernel", "error_norm_roots_kernel", "hutchinson_mean_kernel"}
 # Kernels that read, or write, single numbers and no tensor.
 NUMBERS = {
     ("langevin_norms_kernel", "stores"),
@@ -114,6 +177,11 @@ NUMBERS = {
     ("error_norm_sums_kernel", "stores"),
     ("philox_normal_kernel", "loads"),
     ("philox_rademacher_kernel", "loads"),
+    ("hutchinson_kernel", "stores"),
+    ("group_norm_silu_fwd_partials_kernel", "stores"),
+    ("group_norm_silu_bwd_partials_kernel", "stores"),
+    ("group_norm_silu_jvp_partials_kernel", "stores"),
+    ("hutchinson_probe_kernel", "loads"),
 }
 
 # By a pattern of the kernel's name with its template arguments; the first that fits.

@@ -1,5 +1,6 @@
 """The fused ops: one public function each, for every backend; all but `error_norm` are differentiable."""
 
+from fastscore.ops._cost import Cost, cost, size
 from fastscore.ops.attention import attention
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.group_norm_silu import group_norm_silu
@@ -11,7 +12,9 @@ from fastscore.ops.resample import resample
 from fastscore.ops.solver_step import solver_step, solver_step_
 
 __all__ = [
+    "Cost",
     "attention",
+    "cost",
     "error_norm",
     "group_norm_silu",
     "hutchinson",
@@ -23,6 +26,7 @@ __all__ = [
     "philox_normal",
     "philox_rademacher",
     "resample",
+    "size",
     "solver_step",
     "solver_step_",
 ]

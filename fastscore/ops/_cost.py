@@ -100,6 +100,11 @@ def _resample(args: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(size(x, taps, result), 2 * result.numel() * -(-taps.numel() // up**2))
 
 
+def _hutchinson(args: tuple[Any, ...], result: Any) -> Cost:
+    jvp, _, _, kind = args
+    return Cost(size(jvp, result), jvp.numel() * (2 + (_NORMAL if kind == "gaussian" else 1)))
+
+
 def _attention(products: int, args: tuple[Any, ...], result: Any) -> Cost:
     q, k = args[1:3] if products == 5 else args[:2]  # the backward has the gradient of y in front
     batch, heads, rows, width = q.shape
@@ -111,6 +116,8 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "attention_fwd": partial(_attention, 2),  # scores and weighted values
     "attention_bwd": partial(_attention, 5),  # scores again, and the gradients of weights, values, queries and keys
     "attention_jvp": partial(_attention, 6),  # two for the scores' tangent and two for the values' more
+    "hutchinson": _hutchinson,
+    "hutchinson_probe": _philox,
     "resample": _resample,
     "linear_step": _linear_step,
     "linear_step_": _linear_step,
