@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(sum_threads, sum_blocks)
           // and e / inf is 0.
           const Real unknown = multiply_add(Real{0}, scale, 0 * u[j]);
           const double ratio = static_cast<double>((e[j] == 0 ? Real{0} : e[j] / scale) + unknown);
-          if (j < piece.count) sum = multiply_add(ratio, ratio, sum);
+          sum = multiply_add(ratio, ratio, sum);
         }
         squares[piece.quad + first / 4] = sum;
       }

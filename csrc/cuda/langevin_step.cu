@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(sum_threads, sum_blocks)
         FASTSCORE_UNROLL
         for (int j = k; j < k + 4; ++j) {
           const Real g = multiply_add(q, h[j], p * x[j]);
-          if (j < piece.count) sum = multiply_add(g, g, sum);
+          sum = multiply_add(g, g, sum);
         }
         g2[piece.quad + k / 4] = sum;
       }
