@@ -231,7 +231,14 @@ def cuda_reports(source: Path, target: Target) -> Iterator[Report]:
         raise SystemExit("compile_kernels.py: nvcc was not found on PATH; install the CUDA toolkit, or give --no-cuda")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        flags = ["-std=c++20", "-O3", f"-arch={target.name}", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
+        flags = [
+            "-std=c++20",
+            "-O3",
+            "-Werror=all-warnings",
+            f"-arch={target.name}",
+            f"-I{ROOT}/csrc",
+            f"-I{ROOT}/csrc/include",
+        ]
         found = _assembled([nvcc, *flags, "-Xptxas=-v", "-cubin", str(source), "-o", str(cubin)], cubin)
     for symbol, values in found.items():
         name = _demangled(symbol)

@@ -21,6 +21,7 @@ def library(name: str) -> str | None:
     return said if os.path.isabs(said) else None
 
 
+@pytest.mark.slow
 def test_under_address_sanitizer(tmp_path: Path) -> None:
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("this is that process")

@@ -56,7 +56,7 @@ NARROW = "__global__ void narrow(float* x) { x[threadIdx.x] += 1; }"
     [
         ("spilling", SPILLING.replace("void spilling", "void __launch_bounds__(1024, 2) spilling"), "spills"),
         ("wide", WIDE, ""),
-        ("narrow", NARROW, "global access of 4 (load) and 4 (store) bytes"),
+        ("narrow", NARROW, "loads of 4 bytes, stores of 4 bytes"),
     ],
 )
 def test_faults_of_cuda_kernels_are_found(name, source, fault, tmp_path, monkeypatch):
@@ -90,6 +90,7 @@ def test_every_triton_kernel_has_a_specimen():
     assert started == written
 
 
+@pytest.mark.slow
 def test_no_kernel_has_a_fault(tmp_path):
     """All of them for one target; `--all` takes the others."""
     table = tmp_path / "kernels.md"
