@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 @cache
-def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size: int, held: int) -> Plan:
+def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size: int, held: int, threads: int) -> Plan:
     """Cut the groups of a sample into tiles.
 
     Args:
@@ -86,6 +86,7 @@ def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size:
         last: whether channels are fastest in memory.
         size: bytes of an element in memory.
         held: elements that a thread has registers for.
+        threads: the most of a program.
     """
     all_groups, all_pixels = map(triton.next_power_of_2, (sample_groups, pixels))
 
@@ -100,7 +101,7 @@ def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size:
     if wide_enough and elements(groups) <= held * ONE_PASS_THREADS:
         while groups < all_groups and elements(groups) < held * SMALL_THREADS:
             groups *= 2
-        return Plan(groups, group_channels, all_pixels, 1, 1, 1, 1, _warps(elements(groups), held))
+        return Plan(groups, group_channels, all_pixels, 1, 1, 1, 1, _warps(elements(groups), held, threads))
     tile = held * SPLIT_THREADS
     if last:
         groups = line
@@ -115,7 +116,14 @@ def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size:
     ranges = -(-tiles // steps)
     width = min(triton.next_power_of_2(subs * ranges), CHUNKS)
     return Plan(
-        groups, channels, rows, steps, ranges, subs * ranges, width, _warps(elements(groups, channels, rows), held)
+        groups,
+        channels,
+        rows,
+        steps,
+        ranges,
+        subs * ranges,
+        width,
+        _warps(elements(groups, channels, rows), held, threads),
     )
 
 
@@ -135,8 +143,8 @@ def _block(channels: int, pixels: int, tile: int) -> tuple[int, int]:
     return min(tile // chosen, triton.next_power_of_2(channels)), chosen
 
 
-def _warps(elements: int, held: int) -> int:
-    return max(elements // (held * WARP), 128 // WARP)
+def _warps(elements: int, held: int, threads: int) -> int:
+    return max(min(elements // held, threads), 128) // WARP
 
 
 class Call:
@@ -157,7 +165,10 @@ class Call:
         self.pixels = max(math.prod(x.shape[2:]), 1)
         last = self.layout.channels > 1 or self.pixels == 1
         held = max(WORDS // (arrays * (self.dtype.itemsize // 4)), 1)
-        self.plan = plan(num_groups, channels // num_groups, self.pixels, last, x.element_size(), held)
+        # Where threads hold many channels, or wide numbers, 64 registers (all that 1024 threads can have) are too few.
+        crowded = arrays > 1 and (last or self.dtype == torch.float64)
+        threads = 512 if crowded else 1024
+        self.plan = plan(num_groups, channels // num_groups, self.pixels, last, x.element_size(), held, threads)
         self._operands = [operand(t, self.layout) for t in (x, *others)]
         self.tile = Tile(
             *self.plan[:3],
@@ -314,7 +325,11 @@ def members(tile: tl.constexpr):
 
 @triton.jit
 def over_channels(values, tile: tl.constexpr):
-    """(rows,), 0 where there is nothing, summed over the channels of each group: (tile.groups,)."""
+    """(rows,), 0 where there is nothing, summed over the channels of each group: (tile.groups,).
+
+    The sum of a single group goes through a scalar: as a tensor of one element it has a layout, which the compiler may
+    give to large tensors around it, whose elements are then all in one thread.
+    """
     if tile.groups == 1:
         total = tl.full((1,), 0, values.dtype) + tl.sum(values)
     elif tile.rows == tile.groups * tile.channels:
@@ -335,6 +350,16 @@ def over_group(values, tile: tl.constexpr):
 
 
 @triton.jit
+def over_parts(values, tile: tl.constexpr):
+    """(tile.groups, parts) summed over the parts of each group: (tile.groups,)."""
+    if tile.groups == 1:
+        total = tl.full((1,), 0, values.dtype) + tl.sum(values)
+    else:
+        total = tl.sum(values, 1)
+    return total
+
+
+@triton.jit
 def to_rows(values, tile: tl.constexpr):
     """(tile.groups,) repeated for the channels of each group: (rows,), or (1,) where there is one group."""
     if tile.groups > 1:
@@ -343,6 +368,24 @@ def to_rows(values, tile: tl.constexpr):
         else:
             values = tl.sum(tl.where(members(tile), values[:, None], 0), 0)
     return values
+
+
+@triton.jit
+def normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile: tl.constexpr):
+    """What takes x to xhat = scale (x - center) and to v = slope (x - center) + beta: few numbers for each channel.
+
+    Returns:
+        center and scale, (rows,) or (1,); alpha, slope = alpha scale, and beta, (rows,).
+    """
+    dtype: tl.constexpr = mean.dtype.element_ty
+    group, real = groups_of(block, tile)
+    group += sample * tile.sample_groups
+    center = to_rows(tl.load(mean + group, real, 0), tile)
+    scale = to_rows(tl.load(rstd + group, real, 0), tile)
+    if parameters[2] is not None:
+        center -= per_channel(parameters[2], strides[2], sample, channel, known, 0, dtype)
+    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    return center, scale, alpha, alpha * scale, beta
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from ._group_norm_silu import (
     channels_of,
     chunk_of,
     groups_of,
-    load_sum,
+    normalizer,
     over_channels,
     per_channel,
     pixels_of,
@@ -28,22 +28,25 @@ from ._group_norm_silu import (
 )
 from ._launch import launch
 
-BLOCK = 32  # samples and channels that a program of the parameters' gradients takes at once
+BLOCK = (16, 32)  # samples and channels that a program of the parameters' gradients takes at once
 
 
 @triton.jit
-def load_gradient(grad_y, xhat, offset, there, alpha, beta, silu: tl.constexpr, eviction: tl.constexpr):
-    """g = dL/dv of a tile; 0 where there is nothing."""
-    g = tl.load(grad_y + offset, there, 0, eviction_policy=eviction).to(xhat.dtype)
+def load_gradient(x, grad_y, offset, there, center, slope, beta, silu: tl.constexpr, eviction: tl.constexpr):
+    """x - center and g = dL/dv of a tile; g is 0 where there is nothing."""
+    deviation = tl.load(x + offset, there, 0, eviction_policy=eviction).to(slope.dtype) - center[:, None]
+    g = tl.load(grad_y + offset, there, 0, eviction_policy=eviction).to(slope.dtype)
     if silu:
-        g *= silu_slope(alpha[:, None] * xhat + beta[:, None])
-    return g
+        g *= silu_slope(slope[:, None] * deviation + beta[:, None])
+    return deviation, g
 
 
 @triton.jit
-def store_gradient(grad_x, offset, there, g, xhat, alpha, rstd, mean_g, mean_gx):
-    """grad_x = rstd (alpha g - m0 - xhat m1); rstd, m0 and m1: (rows,) or (1,)."""
-    gradient = rstd[:, None] * (alpha[:, None] * g - mean_g[:, None] - xhat * mean_gx[:, None])
+def store_gradient(grad_x, offset, there, deviation, g, slope, scale, mean_g, mean_gx):
+    """grad_x = scale (alpha g - m0 - xhat m1); scale, m0 and m1: (rows,) or (1,)."""
+    mean_g *= scale
+    mean_gx *= scale * scale
+    gradient = slope[:, None] * g - mean_g[:, None] - deviation * mean_gx[:, None]
     tl.store(grad_x + offset, gradient.to(grad_x.dtype.element_ty), there)
 
 
@@ -72,17 +75,12 @@ def group_norm_silu_bwd_kernel(
     start, offset, there = place(block, 0, 0, pixels, tile)
     first, row, known = channels_of(block, 0, tile)
     channel = first + row
-    group, real = groups_of(block, tile)
-    center = to_rows(tl.load(mean + sample * tile.sample_groups + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + sample * tile.sample_groups + group, real, 0), tile)
-    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    center, scale, alpha, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
     x += sample * x_stride * tile.stride_unit + start
     grad_y += sample * grad_y_stride * tile.stride_unit + start
-    z = load_sum(x, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "")
-    xhat = (z - center[:, None]) * scale[:, None]
-    g = load_gradient(grad_y, xhat, offset, there, alpha, beta, silu, "")
+    deviation, g = load_gradient(x, grad_y, offset, there, center, slope, beta, silu, "")
     sum_g = tl.sum(g, 1)
-    sum_gx = tl.sum(tl.where(there, g * xhat, 0), 1)
+    sum_gx = scale * tl.sum(g * deviation, 1)
     count = tile.group_channels * pixels.to(dtype)
     mean_g = over_channels(alpha * sum_g, tile) / count
     mean_gx = over_channels(alpha * sum_gx, tile) / count
@@ -92,12 +90,13 @@ def group_norm_silu_bwd_kernel(
         tl.store(sums, sum_g, known)
         tl.store(sums + batch * tile.sample_channels, sum_gx, known)
         if parameters[2] is not None:
-            tl.store(sums + 2 * batch * tile.sample_channels, tl.sum(tl.where(there, xhat, 0), 1), known)
+            tl.store(sums + 2 * batch * tile.sample_channels, scale * tl.sum(tl.where(there, deviation, 0), 1), known)
+            group, real = groups_of(block, tile)
             means += sample * tile.sample_groups + group
             tl.store(means, mean_g, real)
             tl.store(means + batch * tile.sample_groups, mean_gx, real)
     grad_x += sample * tile.sample_channels * pixels + start
-    store_gradient(grad_x, offset, there, g, xhat, alpha, scale, to_rows(mean_g, tile), to_rows(mean_gx, tile))
+    store_gradient(grad_x, offset, there, deviation, g, slope, scale, to_rows(mean_g, tile), to_rows(mean_gx, tile))
 
 
 @triton.jit
@@ -123,10 +122,7 @@ def group_norm_silu_bwd_partials_kernel(
     pixels *= tl.full((), tile.pixel_unit, tl.int32)
     first, row, known = channels_of(block, sub, tile)
     channel = first + row
-    group, real = groups_of(block, tile)
-    center = to_rows(tl.load(mean + sample * tile.sample_groups + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + sample * tile.sample_groups + group, real, 0), tile)
-    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
     x += sample * x_stride * tile.stride_unit
     grad_y += sample * grad_y_stride * tile.stride_unit
     sum_g = tl.full((tile.rows,), 0, dtype)
@@ -135,20 +131,18 @@ def group_norm_silu_bwd_partials_kernel(
     begin, end = pixels_of(part, steps, pixels, tile)
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
-        z = load_sum(x + start, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "")
-        xhat = (z - center[:, None]) * scale[:, None]
-        g = load_gradient(grad_y + start, xhat, offset, there, alpha, beta, silu, "")
+        deviation, g = load_gradient(x + start, grad_y + start, offset, there, center, slope, beta, silu, "")
         sum_g += tl.sum(g, 1)
-        sum_gx += tl.sum(tl.where(there, g * xhat, 0), 1)
+        sum_gx += tl.sum(g * deviation, 1)
         if parameters[2] is not None:
-            sum_x += tl.sum(tl.where(there, xhat, 0), 1)
+            sum_x += tl.sum(tl.where(there, deviation, 0), 1)
     size = tile.sample_channels * ranges
     plane = (tl.num_programs(0) // (tile.blocks * tile.subs * ranges)).to(tl.int64) * size
     partial += sample * size + part_of(channel, part, ranges, tile)
     tl.store(partial, sum_g, known)
-    tl.store(partial + plane, sum_gx, known)
+    tl.store(partial + plane, scale * sum_gx, known)
     if parameters[2] is not None:
-        tl.store(partial + 2 * plane, sum_x, known)
+        tl.store(partial + 2 * plane, scale * sum_x, known)
 
 
 @triton.jit
@@ -226,28 +220,23 @@ def group_norm_silu_bwd_apply_kernel(
 ):
     """The gradient of x; what was read last is read first, as it may still be in the cache."""
     sample, block, sub, part = chunk_of(tl.num_programs(0) - 1 - tl.program_id(0), ranges, tile)
-    dtype: tl.constexpr = mean.dtype.element_ty
     pixels *= tl.full((), tile.pixel_unit, tl.int32)
     first, row, known = channels_of(block, sub, tile)
     channel = first + row
     group, real = groups_of(block, tile)
     group += sample * tile.sample_groups
     statistics = (tl.num_programs(0) // (tile.blocks * tile.subs * ranges)).to(tl.int64) * tile.sample_groups
-    center = to_rows(tl.load(mean + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + group, real, 0), tile)
+    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
     mean_g = to_rows(tl.load(means + group, real, 0), tile)
     mean_gx = to_rows(tl.load(means + statistics + group, real, 0), tile)
-    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
     x += sample * x_stride * tile.stride_unit
     grad_y += sample * grad_y_stride * tile.stride_unit
     grad_x += sample * tile.sample_channels * pixels
     begin, end = pixels_of(part, steps, pixels, tile)
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
-        z = load_sum(x + start, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "evict_first")
-        xhat = (z - center[:, None]) * scale[:, None]
-        g = load_gradient(grad_y + start, xhat, offset, there, alpha, beta, silu, "evict_first")
-        store_gradient(grad_x + start, offset, there, g, xhat, alpha, scale, mean_g, mean_gx)
+        deviation, g = load_gradient(x + start, grad_y + start, offset, there, center, slope, beta, silu, "evict_first")
+        store_gradient(grad_x + start, offset, there, deviation, g, slope, scale, mean_g, mean_gx)
 
 
 @triton.jit
@@ -262,6 +251,7 @@ def group_norm_silu_bwd_parameters_kernel(
     pixels,
     channels,
     group_channels,
+    samples: tl.constexpr,
     block: tl.constexpr,
 ):
     """The gradients of the parameters that are there, of `block` channels; summed over the samples where shared."""
@@ -271,8 +261,8 @@ def group_norm_silu_bwd_parameters_kernel(
     plane = tl.cast(batch, tl.int64) * channels
     shared_weight = tl.full((block,), 0, dtype)
     shared_bias = tl.full((block,), 0, dtype)
-    for begin in range(0, batch, block):
-        sample = begin + tl.arange(0, block)
+    for begin in range(0, batch, samples):
+        sample = begin + tl.arange(0, samples)
         there = (sample < batch)[:, None] & known[None, :]
         sample = sample.to(tl.int64)[:, None]
         at = sample * channels + channel[None, :]
@@ -388,7 +378,7 @@ def group_norm_silu_bwd(
     if wanted:
         launch(
             group_norm_silu_bwd_parameters_kernel,
-            triton.cdiv(channels, BLOCK),
+            triton.cdiv(channels, BLOCK[1]),
             x.device,
             gradients,
             parameters,
@@ -400,7 +390,8 @@ def group_norm_silu_bwd(
             call.pixels,
             channels,
             channels // num_groups,
-            block=BLOCK,
+            samples=BLOCK[0],
+            block=BLOCK[1],
             num_warps=256 // WARP,
         )
     return grad_x, *(mean.new_empty(0) if g is None else g for g in gradients)

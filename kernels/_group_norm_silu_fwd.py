@@ -17,6 +17,7 @@ from ._group_norm_silu import (
     groups_of,
     load_sum,
     over_group,
+    over_parts,
     pixels_of,
     place,
     rows_of,
@@ -149,7 +150,7 @@ def combined(partial, plane, sample, block, pixels, steps, ranges, width: tl.con
         there = real[:, None] & (chunk < chunks)[None, :]
         count = elements_of(chunk, pixels, steps, ranges, dtype, tile)[None, :]
         mean = tl.load(partial[:, None] + chunk[None, :], there, 0)
-        shift += tl.sum(tl.where(there, count * (mean - anchor[:, None]), 0), 1)
+        shift += over_parts(tl.where(there, count * (mean - anchor[:, None]), 0), tile)
     shift = divide(shift, total)
     squares = tl.full((tile.groups,), 0, dtype)
     for at in range(0, chunks, width):
@@ -159,7 +160,7 @@ def combined(partial, plane, sample, block, pixels, steps, ranges, width: tl.con
         mean = tl.load(partial[:, None] + chunk[None, :], there, 0)
         apart = mean - anchor[:, None] - shift[:, None]
         within = tl.load(partial[:, None] + plane + chunk[None, :], there, 0)
-        squares += tl.sum(tl.where(there, within + count * apart * apart, 0), 1)
+        squares += over_parts(tl.where(there, within + count * apart * apart, 0), tile)
     return anchor, shift, squares
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ._group_norm_silu import (
     Call,
-    affine,
     channels_of,
     chunk_of,
     groups_of,
     load_sum,
+    normalizer,
     over_group,
+    over_parts,
     per_channel,
     pixels_of,
     place,
@@ -40,24 +41,21 @@ def affine_tangent(parameters, strides, tangents, tangent_strides, sample, chann
 
 
 @triton.jit
-def load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, channel, known, like, eviction: tl.constexpr):
+def load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, channel, known, like):
     """z_t of a tile, 0 where there is nothing; one of x_t and add_t is there."""
     if x_t is None:
         tangent = per_channel(add_t, add_t_stride, sample, channel, known, 0, like.dtype)
         z_t = tl.where(there, tl.broadcast_to(tangent[:, None], like.shape), 0)
     else:
-        z_t = load_sum(x_t + start, offset, there, add_t, add_t_stride, sample, channel, known, like.dtype, eviction)
+        z_t = load_sum(x_t + start, offset, there, add_t, add_t_stride, sample, channel, known, like.dtype, "")
     return z_t
 
 
 @triton.jit
-def store_tangent(y_t, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu: tl.constexpr):
-    """y_t; xhat_t may be None."""
-    v_t = alpha_t[:, None] * xhat + beta_t[:, None]
-    if xhat_t is not None:
-        v_t += alpha[:, None] * xhat_t
+def store_tangent(y_t, offset, there, deviation, v_t, slope, beta, silu: tl.constexpr):
+    """y_t out of v_t, the tangent of v = slope (x - center) + beta."""
     if silu:
-        v_t *= silu_slope(alpha[:, None] * xhat + beta[:, None])
+        v_t *= silu_slope(slope[:, None] * deviation + beta[:, None])
     tl.store(y_t + offset, v_t.to(y_t.dtype.element_ty), there)
 
 
@@ -86,23 +84,20 @@ def group_norm_silu_jvp_kernel(
     start, offset, there = place(block, 0, 0, pixels, tile)
     first, row, known = channels_of(block, 0, tile)
     channel = first + row
-    group, real = groups_of(block, tile)
-    center = to_rows(tl.load(mean + sample * tile.sample_groups + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + sample * tile.sample_groups + group, real, 0), tile)
+    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
     x += sample * x_stride * tile.stride_unit + start
     if x_t is not None:
         x_t += sample * x_t_stride * tile.stride_unit
-    z = load_sum(x, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "")
-    xhat = (z - center[:, None]) * scale[:, None]
-    z_t = load_tangent(x_t, start, offset, there, tangents[2], tangent_strides[2], sample, channel, known, xhat, "")
+    deviation = tl.load(x + offset, there, 0).to(dtype) - center[:, None]
+    z_t = load_tangent(x_t, start, offset, there, tangents[2], tangent_strides[2], sample, channel, known, deviation)
     count = tile.group_channels * pixels.to(dtype)
     mean_t = to_rows(over_group(z_t, tile) / count, tile)
-    mean_tx = to_rows(over_group(tl.where(there, z_t * xhat, 0), tile) / count, tile)
-    xhat_t = scale[:, None] * (z_t - mean_t[:, None] - xhat * mean_tx[:, None])
-    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
+    mean_tx = to_rows(over_group(z_t * deviation, tile) / count, tile) * scale
     alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+    turn = scale * (alpha_t - slope * mean_tx)
     y_t += sample * tile.sample_channels * pixels + start
-    store_tangent(y_t, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu)
+    v_t = slope[:, None] * (z_t - mean_t[:, None]) + turn[:, None] * deviation + beta_t[:, None]
+    store_tangent(y_t, offset, there, deviation, v_t, slope, beta, silu)
 
 
 @triton.jit
@@ -112,8 +107,8 @@ def group_norm_silu_jvp_partials_kernel(
     x_stride,
     x_t,
     x_t_stride,
-    add,
-    add_stride,
+    parameters,
+    strides,
     add_t,
     add_t_stride,
     mean,
@@ -123,15 +118,14 @@ def group_norm_silu_jvp_partials_kernel(
     ranges,
     tile: tl.constexpr,
 ):
-    """The sums of z_t and of z_t xhat over a chunk; partial: (2, N, groups, chunks)."""
+    """The sums of z_t and of z_t (x - center) over a chunk; partial: (2, N, groups, chunks)."""
     sample, block, sub, part = chunk_of(tl.program_id(0), ranges, tile)
     dtype: tl.constexpr = mean.dtype.element_ty
     pixels *= tl.full((), tile.pixel_unit, tl.int32)
     first, row, known = channels_of(block, sub, tile)
     group, real = groups_of(block, tile)
     group += sample * tile.sample_groups
-    center = to_rows(tl.load(mean + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + group, real, 0), tile)
+    center, _, _, _, _ = normalizer(mean, rstd, parameters, strides, sample, block, first + row, known, tile)
     x += sample * x_stride * tile.stride_unit
     if x_t is not None:
         x_t += sample * x_t_stride * tile.stride_unit
@@ -140,11 +134,10 @@ def group_norm_silu_jvp_partials_kernel(
     begin, end = pixels_of(part, steps, pixels, tile)
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
-        z = load_sum(x + start, offset, there, add, add_stride, sample, first + row, known, dtype, "")
-        xhat = (z - center[:, None]) * scale[:, None]
-        z_t = load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, first + row, known, xhat, "")
+        deviation = tl.load(x + start + offset, there, 0).to(dtype) - center[:, None]
+        z_t = load_tangent(x_t, start, offset, there, add_t, add_t_stride, sample, first + row, known, deviation)
         sum_t += over_group(z_t, tile)
-        sum_tx += over_group(tl.where(there, z_t * xhat, 0), tile)
+        sum_tx += over_group(z_t * deviation, tile)
     chunks = tile.subs * ranges
     plane = (tl.num_programs(0) // (tile.blocks * chunks)).to(tl.int64) * (tile.sample_groups * chunks)
     partial += group * chunks + sub * ranges + part
@@ -159,7 +152,7 @@ def over_chunks(partial, group, real, chunks, width: tl.constexpr, tile: tl.cons
     for at in range(0, chunks, width):
         chunk = at + tl.arange(0, width)
         there = real[:, None] & (chunk < chunks)[None, :]
-        total += tl.sum(tl.load(partial + group[:, None] * chunks + chunk[None, :], there, 0), 1)
+        total += over_parts(tl.load(partial + group[:, None] * chunks + chunk[None, :], there, 0), tile)
     return total
 
 
@@ -192,16 +185,20 @@ def group_norm_silu_jvp_apply_kernel(
     channel = first + row
     group, real = groups_of(block, tile)
     group += sample * tile.sample_groups
-    center = to_rows(tl.load(mean + group, real, 0), tile)
-    scale = to_rows(tl.load(rstd + group, real, 0), tile)
-    if partial is not None:
+    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
+    alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+    if partial is None:
+        turn = scale * alpha_t
+    else:
         count = tile.group_channels * pixels.to(dtype)
         chunks = tile.subs * ranges
         plane = (tl.num_programs(0) // tile.blocks).to(tl.int64) * tile.sample_groups
         mean_t = to_rows(over_chunks(partial, group, real, chunks, width, tile) / count, tile)
-        mean_tx = to_rows(over_chunks(partial + plane, group, real, chunks, width, tile) / count, tile)
-    alpha, beta = affine(parameters, strides, sample, channel, known, dtype)
-    alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+        mean_tx = to_rows(over_chunks(partial + plane, group, real, chunks, width, tile) / count, tile) * scale
+        turn = scale * (alpha_t - slope * mean_tx)
+        mean_t -= per_channel(tangents[2], tangent_strides[2], sample, channel, known, 0, dtype)
+        if x_t is None:
+            beta_t -= slope * mean_t
     x += sample * x_stride * tile.stride_unit
     y_t += sample * tile.sample_channels * pixels
     if x_t is not None:
@@ -209,25 +206,12 @@ def group_norm_silu_jvp_apply_kernel(
     begin, end = pixels_of(part, steps, pixels, tile)
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
-        z = load_sum(x + start, offset, there, parameters[2], strides[2], sample, channel, known, dtype, "evict_first")
-        xhat = (z - center[:, None]) * scale[:, None]
-        xhat_t = None
-        if partial is not None:
-            z_t = load_tangent(
-                x_t,
-                start,
-                offset,
-                there,
-                tangents[2],
-                tangent_strides[2],
-                sample,
-                channel,
-                known,
-                xhat,
-                "evict_first",
-            )
-            xhat_t = scale[:, None] * (z_t - mean_t[:, None] - xhat * mean_tx[:, None])
-        store_tangent(y_t + start, offset, there, xhat, xhat_t, alpha, beta, alpha_t, beta_t, silu)
+        deviation = tl.load(x + start + offset, there, 0, eviction_policy="evict_first").to(dtype) - center[:, None]
+        v_t = turn[:, None] * deviation + beta_t[:, None]
+        if x_t is not None:
+            z_t = tl.load(x_t + start + offset, there, 0, eviction_policy="evict_first").to(dtype)
+            v_t += slope[:, None] * (z_t - mean_t[:, None])
+        store_tangent(y_t + start, offset, there, deviation, v_t, slope, beta, silu)
 
 
 def group_norm_silu_jvp(
@@ -271,8 +255,8 @@ def group_norm_silu_jvp(
             x.device,
             partial,
             *operands,
-            parameters[2],
-            strides[2],
+            parameters,
+            strides,
             tangents[2],
             tangent_strides[2],
             mean,

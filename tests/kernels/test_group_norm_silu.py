@@ -401,7 +401,7 @@ def test_sums_over_the_batch_take_many_samples(device: torch.device) -> None:
 
 
 def plan(groups: int, channels: int, pixels: int, last: bool, dtype: torch.dtype = torch.float32) -> shared.Plan:
-    return shared.plan(groups, channels, pixels, last, dtype.itemsize, 16)
+    return shared.plan(groups, channels, pixels, last, dtype.itemsize, 16, 1024)
 
 
 @pytest.mark.parametrize("last", [False, True])
