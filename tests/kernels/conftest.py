@@ -17,18 +17,20 @@ class InterpretedFile(pytest.File):
 
     def collect(self) -> Iterator[pytest.Item]:
         yield InterpretedItem.from_parent(self, name="interpreted")
+        if "mark.slow" in self.path.read_text(encoding="utf-8"):
+            item = InterpretedItem.from_parent(self, name="interpreted slow")
+            item.add_marker("slow")
+            yield item
 
 
 class InterpretedItem(pytest.Item):
-    """One item for the whole file."""
+    """One item for all tests of the file that are slow, one for those that are not."""
 
     def runtest(self) -> None:
-        markers = self.config.option.markexpr
+        markers = "slow" if self.get_closest_marker("slow") else "not slow"
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-m", markers]
         environment = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
         done = subprocess.run([*command, str(self.path)], env=environment, capture_output=True, text=True)
-        if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
-            pytest.skip(f"no test of this file is selected by -m {markers!r}")
         if done.returncode:
             pytest.fail(f"{' '.join(command[1:])} {self.path.name}:\n{done.stdout}\n{done.stderr}", pytrace=False)
         self.add_report_section("call", "tests", done.stdout.strip().splitlines()[-1])

@@ -24,9 +24,9 @@ from fastscore.testing.attention import (
     values,
 )
 from fastscore.testing.inputs import make_input
-from fastscore.testing.ops import DTYPES
 
 KERNELS = import_module("fastscore.kernels.attention")  # not the function of the same name
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float64, torch.float16)]
 SHAPES = ((2, 1, 16, 16, 32), (1, 2, 20, 35, 40), (1, 1, 33, 17, 80), (1, 2, 5, 64, 96), (1, 1, 18, 20, 160))
 # queries and keys of a block, widest piece, width of a slice, resident: more than one of each
 CUTS = {
@@ -59,7 +59,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *SLOW], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, quantity: str, device: torch.device) -> None:
     case = make_case(shape, dtype, device=device)

@@ -21,7 +21,7 @@ from fastscore.testing.tolerances import ulp_distance
 
 RAW = {kind: getattr(torch.ops.fastscore_triton, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp")}
 SPECIFICATION = importlib.import_module("fastscore.reference.group_norm_silu")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float64, torch.float16)]
 LAYOUTS = ("contiguous", "channels_last")
 NAMES = ("x", "weight", "bias", "add", "scale", "shift")
 SHAPES = (
@@ -172,7 +172,7 @@ def test_parity_by_shape(
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *SLOW], ids=str)
 def test_parity_by_dtype(dtype: torch.dtype, quantity: str, path: str, device: torch.device) -> None:
     for layout in LAYOUTS:
         assert_parity(quantity, make_case((2, 8, 5, 6), dtype, layout, device), 2)
@@ -205,7 +205,7 @@ def test_parity_of_means_and_scales(mean: float, scale: float, quantity: str, pa
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *SLOW], ids=str)
 def test_constant_input(dtype: torch.dtype, layout: str, path: str, device: torch.device) -> None:
     """Variance 0 exactly: a mean that is off by one unit in the last place would show a thousandfold."""
     x = make_case((2, 6, 9, 7), dtype, layout, device, ())["x"].fill_(1000.1)
