@@ -321,7 +321,12 @@ def markdown(rows: list[Row], dtype: str) -> str:
     parts = []
     for nfes, title in ((FAST, "few calls"), (SLOW, "many calls")):
         names = [name for name in FAMILIES if (FAMILIES[name].nfes == SLOW) == (nfes == SLOW)]
-        found = {(row.sampler, nearest(row.nfe, nfes)): row for row in lines if row.sampler in names}
+        column = {(name, own): nfe for name in names for own, nfe in zip(FAMILIES[name].nfes, nfes, strict=True)}
+        found = {}
+        for row in lines:
+            if row.sampler in names:
+                nearest = min(nfes, key=lambda nfe, row=row: abs(nfe - row.nfe))
+                found[row.sampler, column.get((row.sampler, row.nfe), nearest)] = row
         table = [f"| {title} | " + " | ".join(f"{nfe} NFE" for nfe in nfes) + " |", "|---|" + "---:|" * len(nfes)]
         for name in names:
             cells = [_cell(found.get((name, nfe)), nfe) for nfe in nfes]
@@ -329,17 +334,18 @@ def markdown(rows: list[Row], dtype: str) -> str:
                 table.append(f"| {FAMILIES[name].label} | " + " | ".join(cells) + " |")
         parts.append("\n".join(table))
     levels = "; ".join(f"{row.sampler} {_cell(row, 0)}" for row in rows if not row.nfe)
-    counts = sorted({row.num for row in lines})
+    usual = {name: family.num for name, family in FAMILIES.items()}
+    others: dict[int, list[str]] = {}
+    for row in lines:
+        if row.num != usual[row.sampler]:
+            others.setdefault(row.num, []).append(f"{FAMILIES[row.sampler].label} at {row.nfe}")
+    sizes = [f"{FAST_NUM} digits a cell, {SLOW_NUM} for many calls"]
+    sizes += [f"{count} for {', '.join(cells)}" for count, cells in others.items()]
     parts.append(
-        f"1000 KID to 5,000 held-out digits, ± one standard error; {' or '.join(map(str, counts))} digits a cell, "
-        f"network in {dtype}. For comparison: {levels}. In brackets: the number of calls, where it differs."
+        f"1000 KID to 5,000 held-out digits, ± one standard error; {'; '.join(sizes)}; network in {dtype}. "
+        f"For comparison: {levels}. In brackets: the number of calls, where it differs."
     )
     return "\n\n".join(parts)
-
-
-def nearest(nfe: int, nfes: tuple[int, ...]) -> int:
-    """The column that a number of calls belongs to."""
-    return min(nfes, key=lambda column: abs(column - nfe))
 
 
 def _cell(row: Row | None, nfe: int) -> str:

@@ -399,7 +399,7 @@ def test_the_table_for_the_readme(run, script, tmp_path, capsys):
     row = next(row for row in script.read_rows(tmp_path / "out" / "samplers.csv") if row.sampler == "edm")
     assert f"| edm |  | {round(1000 * row.kid)} ± {round(1000 * row.kid_se)} (9) |" in text
     assert "| corrector only | " in text
-    assert "3 digits a cell, network in bfloat16. For comparison: held-out digits" in text
+    assert "; 3 for corrector only at 30, ddim at 10, edm at 9; network in bfloat16. For comparison: held-out" in text
     readme.write_text("no markers")
     assert script.main(["--out", str(tmp_path / "out"), "--table", str(readme)]) == 2
     assert readme.read_text() == "no markers"
