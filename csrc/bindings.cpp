@@ -22,6 +22,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "cuda/error_norm.h"
+#include "cuda/group_norm_silu.h"
 #include "cuda/hutchinson.h"
 #include "cuda/langevin_step.h"
 #include "cuda/linear_step.h"
@@ -121,6 +122,24 @@ void hutchinson_launch_cuda(const HutchinsonArgs& args, const at::Tensor& out) {
 void hutchinson_probe_launch_cuda(const HutchinsonProbeArgs& args, const at::Tensor& out) {
   enqueue(cuda::hutchinson_probe, args, out, hutchinson_probe_launches);
 }
+
+LaunchCounter group_norm_silu_launches[] = {LaunchCounter("group_norm_silu_fwd"), LaunchCounter("group_norm_silu_bwd"),
+                                            LaunchCounter("group_norm_silu_jvp")};
+
+void group_norm_silu_run_cuda(const GroupNormSiluCall& call) {
+  const c10::cuda::CUDAGuard guard(call.out.device());
+  cuda::GroupNormSiluArgs args{call.args};
+  args.channels_last = call.layout == Layout::channels_last;
+  const auto gradient = [&](int k) {
+    return call.gradients[k].defined() ? call.gradients[k].mutable_data_ptr() : nullptr;
+  };
+  args.gradients = {gradient(0), gradient(1), gradient(2), gradient(3), gradient(4)};
+  const auto bytes = static_cast<std::int64_t>(cuda::group_norm_silu_scratch(args));
+  const at::Tensor scratch = at::empty({bytes}, call.out.options().dtype(at::kByte));
+  args.scratch = scratch.mutable_data_ptr();
+  enqueue(cuda::group_norm_silu, args, call.out, group_norm_silu_launches[static_cast<int>(args.kind)]);
+}
+constexpr GroupNormSiluLaunch group_norm_silu_cuda = {at::kCUDA, group_norm_silu_run_cuda};
 
 at::Tensor linear_step_cuda(const at::Tensor& x, const std::vector<at::Tensor>& history, const at::Tensor& coefficients,
                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
@@ -226,6 +245,9 @@ TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
   m.impl("resample", [](const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
                         std::int64_t before, at::IntArrayRef size,
                         bool flip) { return resample(x, taps, up, down, before, size, flip, resample_launch_cuda); });
+  m.impl("group_norm_silu_fwd", GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_fwd>::call);
+  m.impl("group_norm_silu_bwd", GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_bwd>::call);
+  m.impl("group_norm_silu_jvp", GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_jvp>::call);
   m.impl("hutchinson",
          [](const at::Tensor& jvp, const at::Tensor& rng, const at::Tensor& samples, std::string_view kind) {
            return hutchinson(jvp, rng, samples, kind, hutchinson_launch_cuda);
@@ -252,9 +274,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
   m.def("error_norm_cpu", &error_norm_cpu, release, py::arg("terms"), py::arg("coefficients"), py::arg("u"),
         py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
-  m.def("group_norm_silu_fwd_cpu", &group_norm_silu_fwd_cpu, release);
-  m.def("group_norm_silu_bwd_cpu", &group_norm_silu_bwd_cpu, release);
-  m.def("group_norm_silu_jvp_cpu", &group_norm_silu_jvp_cpu, release);
+  m.def("group_norm_silu_fwd_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_fwd>::call, release);
+  m.def("group_norm_silu_bwd_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_bwd>::call, release);
+  m.def("group_norm_silu_jvp_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_jvp>::call, release);
   m.def("langevin_step_cpu", &langevin_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
         py::arg("per_sample") = false);
@@ -264,6 +286,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
         py::arg("count"));
 #ifdef FASTSCORE_WITH_CUDA
+  m.def("group_norm_silu_fwd_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_fwd>::call, release);
+  m.def("group_norm_silu_bwd_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_bwd>::call, release);
+  m.def("group_norm_silu_jvp_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_jvp>::call, release);
   m.def("linear_step_cuda", &linear_step_cuda, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
         py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
   m.def("solver_step_cuda", &solver_step_cuda, release, py::arg("x"), py::arg("h"), py::arg("history"),

@@ -15,8 +15,8 @@ namespace {
 constexpr std::int64_t few_threads = 256;  // of a block with a whole column, where each can hold more runs
 constexpr std::int64_t row_bytes = 128;    // channels last: what the threads side by side should read, at least
 constexpr std::int64_t sector_bytes = 32;  // what memory is read in
-constexpr std::int64_t whole_lanes = 256, part_lanes = 32;  // threads side by side, at most
-constexpr std::int64_t most_blocks = 128;                   // of a column: each of them reads what all know
+constexpr std::int64_t whole_lanes = 64, part_lanes = 32;  // threads side by side, at most
+constexpr std::int64_t most_blocks = 128;                  // of a column: each of them reads what all know
 
 std::int64_t ceil_divide(std::int64_t n, std::int64_t d) {
   return (n + d - 1) / d;
@@ -36,7 +36,7 @@ std::int64_t runs_of_thread(std::int64_t lines, std::int64_t runs, std::int64_t 
 
 void plan_contiguous(const Args& args, std::int64_t length, Plan& plan) {
   const std::int64_t d = args.channels / args.groups, runs = ceil_divide(args.pixels, length);
-  const std::int64_t depth = runs_per_thread(args.kind);
+  const std::int64_t depth = runs_per_thread(args.kind, element_size(args.dtype), plan.vectors && args.channels_last);
   std::int64_t lanes, channels, runs_of_tile;
   plan.whole = d * ceil_divide(runs, depth) <= most_threads(element_size(args.dtype));
   if (plan.whole) {
@@ -50,14 +50,16 @@ void plan_contiguous(const Args& args, std::int64_t length, Plan& plan) {
     runs_of_tile = lanes * depth;
   }
   plan.inner = static_cast<int>(lanes);
-  plan.outer = plan.slots = plan.tile_channels = static_cast<int>(channels);
+  plan.outer = plan.tile_channels = static_cast<int>(channels);
+  plan.slots = plan.outer;
+  plan.stride = static_cast<int>(lanes * length);
   plan.tile_pixels = static_cast<int>(runs_of_tile * length);
   plan.column = static_cast<int>(d);
 }
 
 void plan_channels_last(const Args& args, std::int64_t length, Plan& plan) {
   const std::int64_t d = args.channels / args.groups, size = element_size(args.dtype);
-  const std::int64_t depth = runs_per_thread(args.kind);
+  const std::int64_t depth = runs_per_thread(args.kind, element_size(args.dtype), plan.vectors && args.channels_last);
   // The least width at which groups, and words, are whole.
   const std::int64_t unit = plan.vectors ? std::lcm(d, length) : d;
   const auto lanes_of = [&](std::int64_t width) { return ceil_divide(width, length); };
@@ -88,6 +90,7 @@ void plan_channels_last(const Args& args, std::int64_t length, Plan& plan) {
   }
   plan.inner = plan.slots = static_cast<int>(lanes_of(channels));
   plan.outer = static_cast<int>(rows);
+  plan.stride = plan.outer;
   plan.tile_channels = static_cast<int>(channels);
   plan.column = static_cast<int>(width);
 }
@@ -108,8 +111,8 @@ Plan make_plan(const Args& args) {
   const std::int64_t length = plan.vectors ? words : 1;
   args.channels_last ? plan_channels_last(args, length, plan) : plan_contiguous(args, length, plan);
 
-  plan.threads = static_cast<int>(ceil_divide(std::int64_t{plan.inner} * plan.outer, warp_size) * warp_size);
-  plan.peers = plan.inner * plan.outer / plan.slots;
+  plan.threads = static_cast<int>(ceil_divide(std::int64_t{plan.outer} * plan.inner, warp_size) * warp_size);
+  plan.peers = plan.inner * plan.outer / static_cast<int>(plan.slots);
   plan.column_groups = static_cast<int>(std::max<std::int64_t>(plan.tile_channels / d, 1));
   plan.columns = static_cast<int>(ceil_divide(args.channels, plan.column));
   plan.parts = static_cast<int>(ceil_divide(args.pixels, plan.tile_pixels));

@@ -17,7 +17,10 @@ constexpr int sum_count = kind == Kind::backward ? 3 : 2;
 // Of a group: the first two sums of its channels, backward times slope.
 enum Total { first, second };
 
-constexpr int depth = runs_per_thread(Kind::backward);
+template <class T, Path path>
+using TileOf = Tile<T, path, runs_per_thread(Kind::backward, sizeof(T), path == Path::channels_last)>;
+template <class Real>
+using SharedOf = Shared<Real, row_count>;
 template <class T>
 constexpr int block_size = most_threads(sizeof(T));
 
@@ -37,8 +40,8 @@ __device__ __forceinline__ Real statistic(const void* data, const Args& args, co
 
 // The numbers that follow from the parameters alone.
 template <Kind kind, class TileT, class Real>
-__device__ __forceinline__ void start(const Args& args, const Plan& plan, const TileT& tile, const Shared<Real>& shared,
-                                      int n) {
+__device__ __forceinline__ void start(const Args& args, const Plan& plan, const TileT& tile,
+                                      const SharedOf<Real>& shared, int n) {
   FASTSCORE_KEEP_ROLLED
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
     const int channel = tile.first + c;
@@ -62,7 +65,7 @@ __device__ __forceinline__ void start(const Args& args, const Plan& plan, const 
 
 // The sums of a tile: over its channels, and from these over its groups, into the totals.
 template <Kind kind, class T, class TileT, class Real>
-__device__ __forceinline__ void tile_sums(const TileT& tile, const Shared<Real>& shared, Held<TileT>& held,
+__device__ __forceinline__ void tile_sums(const TileT& tile, const SharedOf<Real>& shared, Held<TileT>& held,
                                           bool with_silu) {
   channel_sums<sum_count<kind>>(tile, shared, [&](int i, Real(&s)[sum_count<kind>]) {
     if (tile.count == 0) return;
@@ -102,11 +105,11 @@ __device__ __forceinline__ void tile_sums(const TileT& tile, const Shared<Real>&
 // The numbers that follow from the totals of the groups.
 template <Kind kind, class TileT, class Real>
 __device__ __forceinline__ void finish(const Args& args, const Plan& plan, const TileT& tile,
-                                       const Shared<Real>& shared, int n, bool write_means) {
-  const Real count = static_cast<Real>(plan.group_channels) * static_cast<Real>(args.pixels);
+                                       const SharedOf<Real>& shared, int n, bool write_means) {
+  const Real count = static_cast<Real>(static_cast<int>(plan.group_channels)) * static_cast<Real>(args.pixels);
   FASTSCORE_KEEP_ROLLED
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
-    const int g = c / tile.group_channels, channel = tile.first + c;
+    const int g = c / plan.group_channels, channel = tile.first + c;
     const Real rstd = statistic<Real>(args.rstd, args, plan, n, channel);
     const Real along = shared.total(first)[g] / count, across = shared.total(second)[g] / count;
     if constexpr (kind == Kind::backward) {
@@ -129,7 +132,7 @@ __device__ __forceinline__ void finish(const Args& args, const Plan& plan, const
 
 // `at_v`: the slope of SiLU still has to be multiplied in.
 template <Kind kind, class T, class TileT, class Real>
-__device__ __forceinline__ void apply(const TileT& tile, const Shared<Real>& shared, Held<TileT>& held, bool at_v) {
+__device__ __forceinline__ void apply(const TileT& tile, const SharedOf<Real>& shared, Held<TileT>& held, bool at_v) {
   if (tile.count == 0) return;
   FASTSCORE_UNROLL
   for (int i = 0; i < TileT::columns; ++i) {
@@ -152,7 +155,7 @@ __device__ __forceinline__ void apply(const TileT& tile, const Shared<Real>& sha
 // The sums over the pixels of a tile, for the gradients of the parameters: of g, g * xhat, d.
 template <class TileT, class Real>
 __device__ __forceinline__ void keep_sums(const Args& args, const Plan& plan, const TileT& tile,
-                                          const Shared<Real>& shared, int n, int t) {
+                                          const SharedOf<Real>& shared, int n, int t) {
   const int channels = static_cast<int>(args.channels);
   Real* to = static_cast<Real*>(args.scratch) + plan.statistics + plan.means +
              (std::int64_t{n} * plan.parts + t % plan.parts) * 3 * channels + tile.first;
@@ -169,20 +172,22 @@ __global__ void __launch_bounds__(block_size<T>, 1)
     group_norm_silu_derivative_kernel(const __grid_constant__ Args args, const __grid_constant__ Plan plan,
                                       Phase phase) {
   using Real = accumulator_t<T>;
-  using TileT = Tile<T, path, depth>;
+  using TileT = TileOf<T, path>;
   FASTSCORE_DYNAMIC_SHARED(Real, memory);
-  const Shared<Real> shared(memory, plan, row_count, sum_count<kind>);
+  const SharedOf<Real> shared(memory, plan, sum_count<kind>);
   const Turn turn(plan, phase);
   const int thread = static_cast<int>(threadIdx.x);
   for (int t = turn.begin; t < turn.end; ++t) {
     const TileT tile(args, plan, turn.column, t);
     Held<TileT> held;
-    tile.load(held.x, static_cast<const T*>(args.x.data) + turn.sample * args.x.stride);
+    const std::int64_t base = TileT::base(args, plan, turn.column, t);
+    tile.load(held.x, static_cast<const T*>(args.x.data) + std::int64_t{turn.sample} * args.x.stride + base);
     if (args.other.data != nullptr)
-      tile.load(held.other, static_cast<const T*>(args.other.data) + turn.sample * args.other.stride);
+      tile.load(held.other,
+                static_cast<const T*>(args.other.data) + std::int64_t{turn.sample} * args.other.stride + base);
     else
       tile.clear(held.other);
-    const int groups = tile.groups();
+    const int groups = tile.groups;
     const auto of_group = [&](int g) {
       return static_cast<Real*>(args.scratch) +
              (std::int64_t{turn.sample} * args.groups + tile.first / plan.group_channels + g) * known_count *
@@ -195,7 +200,10 @@ __global__ void __launch_bounds__(block_size<T>, 1)
             const int k = task < groups ? 0 : 1;
             return of_group(task - k * groups)[k * plan.blocks + j];
           },
-          [&](int task, Real sum) { shared.total(0)[task / groups * shared.groups + task % groups] = sum; });
+          [&](int task, Real sum) {
+            const int k = task < groups ? 0 : 1;
+            shared.total(k)[task - k * groups] = sum;
+          });
     __syncthreads();
     start<kind>(args, plan, tile, shared, turn.sample);
     if (phase != Phase::apply) {
@@ -217,7 +225,8 @@ __global__ void __launch_bounds__(block_size<T>, 1)
       finish<kind>(args, plan, tile, shared, turn.sample, t % plan.parts == 0);
       const bool holds_g = kind == Kind::backward && keeps_g<T> && phase == Phase::all;
       apply<kind, T>(tile, shared, held, args.silu && !holds_g);
-      tile.store(static_cast<T*>(args.out) + std::int64_t{turn.sample} * args.channels * args.pixels, held.x);
+      T* out = static_cast<T*>(args.out) + std::int64_t{turn.sample} * args.channels * args.pixels;
+      tile.store(out + TileT::base(args, plan, turn.column, t), held.x);
     }
   }
 }
@@ -226,7 +235,7 @@ template <Kind kind>
 cudaError_t launch_kind(const Args& args, const Plan& plan, cudaStream_t stream) {
   return for_call(args, plan, [&](auto like, auto path) {
     using T = decltype(like);
-    const std::size_t shared = shared_bytes<Tile<T, path(), depth>>(plan, row_count, sum_count<kind>);
+    const std::size_t shared = shared_bytes<TileOf<T, path()>>(plan, row_count, sum_count<kind>);
     return launch_phases(group_norm_silu_derivative_kernel<kind, T, path()>, args, plan, shared, stream);
   });
 }

@@ -14,14 +14,17 @@ enum Row { center, slope, offset, row_count };
 enum Total { mean, lower, squares };
 constexpr int sum_count = 2;
 
-constexpr int depth = runs_per_thread(Kind::forward);
+template <class T, Path path>
+using TileOf = Tile<T, path, runs_per_thread(Kind::forward, sizeof(T), path == Path::channels_last)>;
+template <class Real>
+using SharedOf = Shared<Real, row_count>;
 template <class T>
 constexpr int block_size = most_threads(sizeof(T));
 
 // center = pivot, and offset = -add.
 template <class TileT, class Real, class T>
-__device__ __forceinline__ void start(const Args& args, const Plan& plan, const TileT& tile, const Shared<Real>& shared,
-                                      const T* x, int n) {
+__device__ __forceinline__ void start(const Args& args, const Plan& plan, const TileT& tile,
+                                      const SharedOf<Real>& shared, const T* x, int n) {
   FASTSCORE_KEEP_ROLLED
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
     const std::int64_t first = (tile.first + c) / plan.group_channels * plan.group_channels;
@@ -32,7 +35,7 @@ __device__ __forceinline__ void start(const Args& args, const Plan& plan, const 
 
 // Mean and squared deviations of t in each group of the tile, into the totals. `start` must have been called.
 template <class TileT, class Real>
-__device__ __forceinline__ void tile_moments(const TileT& tile, const Shared<Real>& shared,
+__device__ __forceinline__ void tile_moments(const TileT& tile, const SharedOf<Real>& shared,
                                              const typename TileT::Runs& x) {
   const Real share = 1 / (static_cast<Real>(tile.group_channels) * static_cast<Real>(tile.pixels));
   const auto one = [](int) { return Real{1}; };
@@ -45,7 +48,7 @@ __device__ __forceinline__ void tile_moments(const TileT& tile, const Shared<Rea
   __syncthreads();
   FASTSCORE_KEEP_ROLLED
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x)
-    shared.row(slope)[c] = shared.row(offset)[c] + shared.total(mean)[c / tile.group_channels];
+    shared.row(slope)[c] = shared.row(offset)[c] + shared.total(mean)[c / shared.plan.group_channels];
   channel_sums<2>(tile, shared, [&](int i, Real(&s)[2]) {
     if (tile.count == 0) return;
     const Real p = shared.row(center)[tile.channel + i], o = shared.row(slope)[tile.channel + i];
@@ -67,12 +70,12 @@ __device__ __forceinline__ void tile_moments(const TileT& tile, const Shared<Rea
 // slope and offset of the channels of a tile, from the totals of its groups; writes the statistics too, if asked.
 template <class TileT, class Real>
 __device__ __forceinline__ void finish(const Args& args, const Plan& plan, const TileT& tile,
-                                       const Shared<Real>& shared, int n, bool write_statistics) {
-  const int d = plan.group_channels;
-  const Real count = static_cast<Real>(d) * static_cast<Real>(args.pixels);
+                                       const SharedOf<Real>& shared, int n, bool write_statistics) {
+  const Divisor& d = plan.group_channels;
+  const Real count = static_cast<Real>(static_cast<int>(d)) * static_cast<Real>(args.pixels);
   FASTSCORE_KEEP_ROLLED
   for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
-    const int g = c / tile.group_channels, channel = tile.first + c;
+    const int g = c / plan.group_channels, channel = tile.first + c;
     const Real rstd = 1 / square_root(shared.total(squares)[g] / count + static_cast<Real>(args.eps));
     // The mean of x in this channel of xhat = 0, rounded, and what it lost.
     Real lost_first, lost_second;
@@ -96,7 +99,7 @@ __device__ __forceinline__ void finish(const Args& args, const Plan& plan, const
 }
 
 template <bool with_silu, class T, class TileT, class Real>
-__device__ __forceinline__ void apply(const TileT& tile, const Shared<Real>& shared, typename TileT::Runs& x) {
+__device__ __forceinline__ void apply(const TileT& tile, const SharedOf<Real>& shared, typename TileT::Runs& x) {
   if (tile.count == 0) return;
   FASTSCORE_UNROLL
   for (int i = 0; i < TileT::columns; ++i) {
@@ -109,16 +112,6 @@ __device__ __forceinline__ void apply(const TileT& tile, const Shared<Real>& sha
   }
 }
 
-template <class T, class TileT, class Real>
-__device__ __forceinline__ void write(const Args& args, const TileT& tile, const Shared<Real>& shared, int n,
-                                      typename TileT::Runs& x) {
-  if (args.silu)
-    apply<true, T>(tile, shared, x);
-  else
-    apply<false, T>(tile, shared, x);
-  tile.store(static_cast<T*>(args.out) + std::int64_t{n} * args.channels * args.pixels, x);
-}
-
 // What the blocks of a column know of a group: [k * blocks + block].
 template <class Real>
 __device__ __forceinline__ Real* statistics_of(const Args& args, const Plan& plan, int n, int channel) {
@@ -128,9 +121,9 @@ __device__ __forceinline__ Real* statistics_of(const Args& args, const Plan& pla
 
 // Merges what the blocks of a column know of its groups, into the totals.
 template <class Real>
-__device__ __forceinline__ void merge_blocks(const Args& args, const Plan& plan, const Shared<Real>& shared,
+__device__ __forceinline__ void merge_blocks(const Args& args, const Plan& plan, const SharedOf<Real>& shared,
                                              const Real* known, int groups) {
-  const Real share = 1 / (static_cast<Real>(plan.group_channels) * static_cast<Real>(args.pixels));
+  const Real share = 1 / (static_cast<Real>(static_cast<int>(plan.group_channels)) * static_cast<Real>(args.pixels));
   const int blocks = plan.blocks;
   const auto of = [&](int g, int j) { return known + g * known_count * blocks + j; };
   team_sums<Real>(
@@ -155,7 +148,7 @@ __device__ __forceinline__ void merge_blocks(const Args& args, const Plan& plan,
 
 // One more tile, of `count` elements in each group, for what a block knows of group g; it is kept in `to`.
 template <class Real>
-__device__ __forceinline__ void add_tile(Real* to, int blocks, bool first, const Shared<Real>& shared, int g,
+__device__ __forceinline__ void add_tile(Real* to, int blocks, bool first, const SharedOf<Real>& shared, int g,
                                          Real count) {
   Real average = shared.total(mean)[g], rest = shared.total(lower)[g], sum = shared.total(squares)[g];
   if (!first) {
@@ -177,20 +170,20 @@ template <class T, Path path>
 __global__ void __launch_bounds__(block_size<T>, 1)
     group_norm_silu_forward_kernel(const __grid_constant__ Args args, const __grid_constant__ Plan plan, Phase phase) {
   using Real = accumulator_t<T>;
-  using TileT = Tile<T, path, depth>;
+  using TileT = TileOf<T, path>;
   FASTSCORE_DYNAMIC_SHARED(Real, memory);
-  const Shared<Real> shared(memory, plan, row_count, sum_count);
+  const SharedOf<Real> shared(memory, plan, sum_count);
   const Turn turn(plan, phase);
-  const T* sample = static_cast<const T*>(args.x.data) + turn.sample * args.x.stride;
+  const auto sample = [&] { return static_cast<const T*>(args.x.data) + std::int64_t{turn.sample} * args.x.stride; };
   for (int t = turn.begin; t < turn.end; ++t) {
     const TileT tile(args, plan, turn.column, t);
     typename TileT::Runs x;
-    tile.load(x, sample);
-    const int groups = tile.groups(), g = static_cast<int>(threadIdx.x);
+    tile.load(x, sample() + TileT::base(args, plan, turn.column, t));
+    const int groups = tile.groups, g = static_cast<int>(threadIdx.x);
     if (phase == Phase::apply && t == turn.begin)
       merge_blocks(args, plan, shared, statistics_of<Real>(args, plan, turn.sample, tile.first), groups);
     __syncthreads();
-    start(args, plan, tile, shared, sample, turn.sample);
+    start(args, plan, tile, shared, sample(), turn.sample);
     if (phase != Phase::apply) tile_moments(tile, shared, x);
     if (phase == Phase::know) {
       if (g < groups)
@@ -199,7 +192,12 @@ __global__ void __launch_bounds__(block_size<T>, 1)
                  static_cast<Real>(tile.group_channels) * static_cast<Real>(tile.pixels));
     } else {
       finish(args, plan, tile, shared, turn.sample, t % plan.parts == 0);
-      write<T>(args, tile, shared, turn.sample, x);
+      if (args.silu)
+        apply<true, T>(tile, shared, x);
+      else
+        apply<false, T>(tile, shared, x);
+      T* out = static_cast<T*>(args.out) + std::int64_t{turn.sample} * args.channels * args.pixels;
+      tile.store(out + TileT::base(args, plan, turn.column, t), x);
     }
   }
 }
@@ -209,7 +207,7 @@ __global__ void __launch_bounds__(block_size<T>, 1)
 cudaError_t forward(const Args& args, const Plan& plan, cudaStream_t stream) {
   return for_call(args, plan, [&](auto like, auto path) {
     using T = decltype(like);
-    const std::size_t shared = shared_bytes<Tile<T, path(), depth>>(plan, row_count, sum_count);
+    const std::size_t shared = shared_bytes<TileOf<T, path()>>(plan, row_count, sum_count);
     return launch_phases(group_norm_silu_forward_kernel<T, path()>, args, plan, shared, stream);
   });
 }

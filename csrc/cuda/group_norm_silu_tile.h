@@ -54,39 +54,45 @@ struct Tile {
   static constexpr int columns = path == Path::channels_last ? length : 1;
   using Runs = Run<T, length>[depth];
 
-  int first, channels, group_channels;  // its channels in the sample; how many of them each of its groups has
+  int first, channels, groups, group_channels;  // its channels in the sample; groups, and the channels of each
   int pixels;
   int channel;         // of this thread, counted from `first`
   int slot, position;  // of this thread among those with other channels, and among those with the same
   int count;           // runs of this thread
-  std::int64_t base;   // where the tile begins in the sample
-  int offset, step;    // of the first run from there; from run to run
+  int offset, step;    // of the first run, counted from `base`; from run to run
 
   __device__ __forceinline__ Tile(const Args& args, const Plan& plan, int column, int tile) {
     const int slab = tile / plan.parts, part = tile - slab * plan.parts;
     const int channels_of_x = static_cast<int>(args.channels);
     first = column * plan.column + slab * plan.tile_channels;
     channels = min(plan.tile_channels, min((column + 1) * plan.column, channels_of_x) - first);
-    group_channels = min(channels, plan.group_channels);
+    group_channels = min(channels, static_cast<int>(plan.group_channels));
+    groups = group_channels < plan.group_channels ? 1 : channels / plan.group_channels;
     const std::int64_t begin = std::int64_t{part} * plan.tile_pixels, left = args.pixels - begin;
     pixels = left < plan.tile_pixels ? static_cast<int>(left) : plan.tile_pixels;
 
     const int row = static_cast<int>(threadIdx.x) / plan.inner, lane = static_cast<int>(threadIdx.x) % plan.inner;
     const bool last = path == Path::channels_last || (path == Path::elements && args.channels_last);
-    const int along = last ? row : lane * length;                // pixel of the first run, counted from `begin`
-    const int stride = last ? plan.outer : plan.inner * length;  // pixels from run to run
+    const int along = last ? row : lane * length;  // pixel of the first run, counted from `begin`
     slot = last ? lane : row;
     position = last ? row : lane;
     channel = slot * columns;
     const int there = pixels - along;
-    count = row < plan.outer && channel < channels && there > 0 ? (there + stride - 1) / stride : 0;
+    count = row < plan.outer && channel < channels && there > 0 ? (there + plan.stride - 1) / plan.stride : 0;
     const std::int64_t pixel_step = last ? args.channels : 1, channel_step = last ? 1 : args.pixels;
-    base = begin * pixel_step + first * channel_step;
     offset = along * static_cast<int>(pixel_step) + channel * static_cast<int>(channel_step);
-    step = stride * static_cast<int>(pixel_step);
+    step = plan.stride * static_cast<int>(pixel_step);
   }
 
-  __device__ __forceinline__ int groups() const { return channels / group_channels; }
+  // Where a tile begins in its sample. Computed again where it is needed: kept, it would take registers all the time.
+  static __device__ __forceinline__ std::int64_t base(const Args& args, const Plan& plan, int column, int tile) {
+    const int slab = tile / plan.parts, part = tile - slab * plan.parts;
+    const std::int64_t pixel = std::int64_t{part} * plan.tile_pixels,
+                       channel = column * plan.column + slab * plan.tile_channels;
+    return path == Path::channels_last || (path == Path::elements && args.channels_last)
+               ? pixel * args.channels + channel
+               : channel * args.pixels + pixel;
+  }
 
   // f(k, e) for the elements that this thread holds of its channel i.
   template <class F>
@@ -104,9 +110,9 @@ struct Tile {
     for (int k = 0; k < depth; ++k) runs[k] = {};
   }
 
-  __device__ __forceinline__ void load(Runs& to, const T* sample) const {
+  __device__ __forceinline__ void load(Runs& to, const T* tile) const {
     clear(to);
-    const T* from = sample + base + offset;
+    const T* from = tile + offset;
     FASTSCORE_UNROLL
     for (int k = 0; k < depth; ++k) {
       if (k >= count) continue;
@@ -115,8 +121,8 @@ struct Tile {
     }
   }
 
-  __device__ __forceinline__ void store(T* sample, const Runs& from) const {
-    T* to = sample + base + offset;
+  __device__ __forceinline__ void store(T* tile, const Runs& from) const {
+    T* to = tile + offset;
     FASTSCORE_UNROLL
     for (int k = 0; k < depth; ++k) {
       if (k >= count) continue;
@@ -130,19 +136,20 @@ struct Tile {
 // thread. All threads of the block must call it.
 template <class Real, class Term, class Result>
 __device__ __forceinline__ void team_sums(int tasks, int terms, Term term, Result result) {
-  int team = 1;  // neighboring threads that share a task
-  while (team < warp_size && team < terms && 2 * team * tasks <= static_cast<int>(blockDim.x)) team *= 2;
-  const int member = static_cast<int>(threadIdx.x) & (team - 1), teams = static_cast<int>(blockDim.x) / team;
+  int log_team = 0;  // 2^log_team neighboring threads share a task
+  while (log_team < 5 && 1 << log_team < terms && tasks << (log_team + 1) <= static_cast<int>(blockDim.x)) ++log_team;
+  const int team = 1 << log_team, member = static_cast<int>(threadIdx.x) & (team - 1);
+  const int teams = static_cast<int>(blockDim.x) >> log_team;
   FASTSCORE_KEEP_ROLLED
   for (int base = 0; base < tasks; base += teams) {
-    const int task = base + static_cast<int>(threadIdx.x) / team;
+    const int task = base + (static_cast<int>(threadIdx.x) >> log_team);
     Real sum = 0;
     if (task < tasks) {
       FASTSCORE_KEEP_ROLLED
       for (int j = member; j < terms; j += team) sum += term(task, j);
     }
     FASTSCORE_KEEP_ROLLED
-    for (int away = team / 2; away > 0; away /= 2) sum += __shfl_xor_sync(full_warp, sum, away);
+    for (int away = team >> 1; away > 0; away >>= 1) sum += __shfl_xor_sync(full_warp, sum, away);
     if (task < tasks && member == 0) result(task, sum);
   }
 }
@@ -151,25 +158,27 @@ __device__ __forceinline__ void team_sums(int tasks, int terms, Term term, Resul
 template <class TileT>
 inline constexpr int sum_round = TileT::columns < 4 ? TileT::columns : 4;
 
-// Shared memory of a block, in elements of the op dtype: numbers of each channel in rows, sums of each channel, numbers
-// of each group, and room for the sums of the threads.
-template <class Real>
+// Shared memory of a block, in elements of the op dtype: `row_count` numbers of each channel, side by side; sums of
+// each channel; numbers of each group; and room for the sums of the threads.
+template <class RealT, int row_count>
 struct Shared {
-  int channels, groups, slots, peers;  // peers: threads with the same channels
+  using Real = RealT;
+  struct Row {
+    SharedPointer<Real> first;
+    __device__ __forceinline__ decltype(auto) operator[](int c) const { return first[c * row_count]; }
+  };
+  const Plan& plan;
   SharedPointer<Real> rows, sums, totals, room;
 
-  __device__ __forceinline__ Shared(SharedPointer<Real> memory, const Plan& plan, int rows_count, int sums_count)
-      : channels(plan.tile_channels),
-        groups(plan.column_groups),
-        slots(plan.slots),
-        peers(plan.peers),
+  __device__ __forceinline__ Shared(SharedPointer<Real> memory, const Plan& plan, int sum_count)
+      : plan(plan),
         rows(memory),
-        sums(rows + rows_count * channels),
-        totals(sums + sums_count * channels),
-        room(totals + 3 * groups) {}
-  __device__ __forceinline__ auto row(int k) const { return rows + k * channels; }
-  __device__ __forceinline__ auto sum(int k) const { return sums + k * channels; }
-  __device__ __forceinline__ auto total(int k) const { return totals + k * groups; }
+        sums(rows + row_count * plan.tile_channels),
+        totals(sums + sum_count * plan.tile_channels),
+        room(totals + 3 * plan.column_groups) {}
+  __device__ __forceinline__ Row row(int k) const { return {rows + k}; }
+  __device__ __forceinline__ auto sum(int k) const { return sums + k * plan.tile_channels; }
+  __device__ __forceinline__ auto total(int k) const { return totals + k * plan.column_groups; }
 };
 
 template <class TileT>
@@ -181,10 +190,12 @@ std::size_t shared_bytes(const Plan& plan, int rows, int sums) {
 
 // shared.sum(k)[c]: the sum of what term(i, s) puts into s[k] over the threads that hold channel c = channel + i. All
 // threads of the block must call it.
-template <int n, class TileT, class Real, class Term>
-__device__ __forceinline__ void channel_sums(const TileT& tile, const Shared<Real>& shared, Term term) {
+template <int n, class TileT, class SharedT, class Term>
+__device__ __forceinline__ void channel_sums(const TileT& tile, const SharedT& shared, Term term) {
+  using Real = typename SharedT::Real;
   constexpr int round = sum_round<TileT>;
-  const int slots = shared.slots, peers = shared.peers, pitch = peers + 1;
+  const Divisor& slots = shared.plan.slots;
+  const int peers = shared.plan.peers, pitch = peers + 1;
   FASTSCORE_UNROLL
   for (int begin = 0; begin < TileT::columns; begin += round) {
     __syncthreads();
@@ -209,17 +220,21 @@ __device__ __forceinline__ void channel_sums(const TileT& tile, const Shared<Rea
 }
 
 // result(k, g, sum): the sum of weight(c) * shared.sum(k)[c] over the channels c of the tile that are of its group g.
-template <int n, class TileT, class Real, class Weight, class Result>
-__device__ __forceinline__ void group_sums(const TileT& tile, const Shared<Real>& shared, Weight weight,
-                                           Result result) {
-  const int groups = tile.groups(), d = tile.group_channels;
+template <int n, class TileT, class SharedT, class Weight, class Result>
+  requires(n <= 2)
+__device__ __forceinline__ void group_sums(const TileT& tile, const SharedT& shared, Weight weight, Result result) {
+  using Real = typename SharedT::Real;
+  const int groups = tile.groups, d = tile.group_channels;
   team_sums<Real>(
       n * groups, d,
       [&](int task, int j) {
-        const int k = task / groups, c = (task - k * groups) * d + j;
+        const int k = n == 1 || task < groups ? 0 : 1, c = (task - k * groups) * d + j;
         return weight(c) * shared.sum(k)[c];
       },
-      [&](int task, Real sum) { result(task / groups, task % groups, sum); });
+      [&](int task, Real sum) {
+        const int k = n == 1 || task < groups ? 0 : 1;
+        result(k, task - k * groups, sum);
+      });
 }
 
 // ------------------------------------------------------------------------------------------------ numbers
@@ -281,13 +296,13 @@ enum class Phase { all, know, apply };
 
 // The work of a block. `apply` goes backward, because what was read last is still in the cache.
 struct Turn {
-  int sample, column, block, begin, end;
+  int sample, column, block, begin, end;  // the last two: its tiles
 
   __device__ __forceinline__ Turn(const Plan& plan, Phase phase) {
-    const unsigned x = phase == Phase::apply ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    const auto x = static_cast<int>(phase == Phase::apply ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
     block = static_cast<int>(phase == Phase::apply ? gridDim.y - 1 - blockIdx.y : blockIdx.y);
-    sample = static_cast<int>(x) / plan.columns;
-    column = static_cast<int>(x) - sample * plan.columns;
+    sample = x / plan.columns;
+    column = x % plan.columns;
     begin = block * plan.repeat;
     end = min(begin + plan.repeat, plan.tiles);
   }

@@ -234,11 +234,11 @@ def split_shape(dtype: torch.dtype, channels: int, groups: int, runs: int) -> tu
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_value_of_split_groups(launch, dtype: torch.dtype, layout: str) -> None:
-    runs = 4 if dtype == torch.float64 else 8
+    runs = 4 if dtype == torch.float64 else 7  # there a block has 512 threads
     for channels, groups in ((2, 1), (8, 2)):
         x, values = make_case(split_shape(dtype, channels, groups, runs), dtype, layout)
         assert assert_forward(launch, x, groups, values) > 0
-    x, values = make_case((1, 3, 99, 101), dtype, layout)  # tails
+    x, values = make_case((1, 3, 99, 101), dtype, layout)  # no whole words
     assert assert_forward(launch, x, 1, values) > 0
 
 
@@ -250,3 +250,101 @@ def test_derivatives_of_split_groups(launch, dtype: torch.dtype, layout: str) ->
         real = accumulation_dtype(dtype).itemsize
         assert assert_backward(launch, x, groups, values) > real * (2 * groups + 3 * shape[1])
         assert assert_jvp(launch, x, groups, values, "x weight bias add scale shift") > 0
+
+
+def test_groups_wider_than_a_block(launch) -> None:
+    """Channels last, a group of 512 channels is cut along them, too."""
+    for names in ("weight bias add scale shift", ""):
+        x, values = make_case((2, 512, 3, 5), layout="channels_last", names=names)
+        assert assert_forward(launch, x, 1, values) > 0
+        assert (assert_backward(launch, x, 1, values) > 4 * 2 * (2 + 3 * 512)) == bool(names)
+        assert assert_jvp(launch, x, 1, values, "x add") > 0
+
+
+def test_blocks_that_take_several_tiles(launch) -> None:
+    # Without add: in a group of one channel it has no effect, and its gradient is rounding alone.
+    x, values = make_case((1, 1, 481, 479), names="weight bias scale shift")
+    knows = 4 * 4 * 65  # 129 tiles of 256 threads with 7 elements each, two for a block
+    assert assert_forward(launch, x, 1, values) == knows
+    assert_backward(launch, x, 1, values)
+    assert_jvp(launch, x, 1, values, "x weight")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("names", ["", "weight", "bias", "add", "scale", "shift", "weight bias", "add scale shift"])
+def test_parameters_that_are_there(launch, names: str, layout: str) -> None:
+    for silu in (True, False):
+        x, values = make_case((2, 16, 4, 8), torch.bfloat16, layout, names, parameter_dtype=torch.float32)
+        assert_forward(launch, x, 4, values, silu)
+        assert_backward(launch, x, 4, values, silu)
+        x, values = make_case((2, 16, 4, 8), layout=layout, parameter_dtype=torch.float16)
+        assert_jvp(launch, x, 4, values, names, silu)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_parameters_of_each_sample_or_shared(launch, layout: str) -> None:
+    """weight and bias may have rows, and add, scale and shift may be shared."""
+    x, values = make_case((3, 16, 4, 8), layout=layout)
+    rows = {name: make_input((3, 16), seed=50 + k) for k, name in enumerate(("weight", "bias"))}
+    shared = {name: values[name][0] for name in ("add", "scale", "shift")}
+    assert_forward(launch, x, 4, rows | shared)
+    assert_backward(launch, x, 4, rows | shared)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 8, 12, 12), (1, 4, 130, 128)])
+def test_large_mean(launch, shape: tuple[int, ...], layout: str) -> None:
+    for names in ("weight bias", "weight bias add scale shift"):
+        x, values = make_case(shape, layout=layout, names=names, mean=1e3)
+        assert_forward(launch, x, 2, values)
+        assert_backward(launch, x, 2, values)
+        assert_jvp(launch, x, 2, values, "x")
+
+
+def test_constant_groups_have_the_value_of_the_bias(launch) -> None:
+    x, values = make_case((1, 8, 8, 8), names="bias")
+    x.fill_(1234.567)
+    y, mean, rstd = launch("forward", x, 2, values, silu=False)[0]
+    assert torch.equal(y, values["bias"][:, None, None].expand_as(x[0])[None])
+    assert torch.equal(mean, x[:, :2, 0, 0])
+    torch.testing.assert_close(rstd, torch.full((1, 2), 1e-5).rsqrt(), rtol=2e-7, atol=0)
+
+
+def test_strided_batch(launch) -> None:
+    x, values = make_case((3, 16, 8, 8))
+    for inside in (x.repeat(1, 2, 1, 1)[:, :16], x.to(memory_format=torch.channels_last).repeat_interleave(2, 0)[::2]):
+        assert inside.stride(0) == 2 * x.stride(0)
+        assert_forward(launch, inside, 4, values)
+        assert_backward(launch, inside, 4, values)
+        assert_jvp(launch, inside, 4, values, "x weight")
+
+
+def test_empty(launch) -> None:
+    for shape in ((0, 8, 4, 4), (2, 8, 0, 4)):
+        x, values = make_case(shape)
+        assert launch("forward", x, 4, values)[1] == 0
+        assert launch("backward", x, 4, values, other=x, statistics=(x.new_ones(2, 4),) * 2)[1] == 0
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 8), (3, 4, 72, 72)])
+def test_bits(kernel, launch, shape: tuple[int, ...], layout: str) -> None:
+    """They depend neither on the order of blocks and threads nor on the other samples."""
+    x, values = make_case(shape, layout=layout)
+    known = statistics(x, 2, values)
+
+    def results(rows: slice) -> list[Tensor]:
+        mine = {name: value if value.ndim == 1 else value[rows] for name, value in values.items()}
+        derivative = {"other": x[rows], "statistics": (known[0][rows], known[1][rows])}
+        everything = [launch("forward", x[rows], 2, mine)[0], launch("jvp", x[rows], 2, mine, **derivative)[0]]
+        grad_x, _, _, *rest = launch("backward", x[rows], 2, mine, **derivative)[0]  # not what is summed over samples
+        return [*everything[0], *everything[1], grad_x, *rest]
+
+    want = results(slice(None))
+    for seed in (1, 2):
+        with kernel.order(seed):
+            assert all(map(torch.equal, results(slice(None)), want))
+    for n in range(3):
+        assert all(
+            torch.equal(alone, all_of[n : n + 1]) for alone, all_of in zip(results(slice(n, n + 1)), want, strict=True)
+        )
