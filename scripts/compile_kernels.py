@@ -129,6 +129,14 @@ class Report:
     stores: int
     tensor_core: int
 
+    def widths(self) -> list[tuple[str, int]]:
+        """The widest loads and stores, of those that are asked to be wide."""
+        name = self.kernel.split("<")[0]
+        if not self.specimen.vector or self.kernel in SECOND_STAGES:
+            return []
+        both = (("loads", self.loads), ("stores", self.stores))
+        return [(kind, width) for kind, width in both if width and (name, kind) not in NUMBERS]
+
     def faults(self) -> list[str]:
         """What is wrong with it; empty where nothing is."""
         found = []
@@ -138,9 +146,7 @@ class Report:
             return found
         if self.specimen.memory_bound and self.occupancy < LEAST_OCCUPANCY:
             found.append(f"occupancy {self.occupancy:.0%}")
-        for kind, width in (("loads", self.loads), ("stores", self.stores)):
-            if self.specimen.vector and 0 < width < 16 and (self.kernel.split("<")[0], kind) not in NUMBERS:
-                found.append(f"{kind} of {width} bytes")
+        found += [f"{kind} of {width} bytes" for kind, width in self.widths() if width < 16]
         if self.specimen.tensor_core and not self.tensor_core and self.kernel not in WITHOUT_PRODUCTS:
             found.append("no tensor-core instruction")
         return found
@@ -261,6 +267,7 @@ def cuda_reports(source: Path, target: Target) -> Iterator[Report]:
 def _demangled(symbol: str) -> str:
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
     name = name.replace("(anonymous namespace)::", "").replace("fastscore::cuda::", "").replace("fastscore::", "")
+    name = re.sub(r"\([\w:]+\)(?=\d)", "", name)  # enumerators print as "(Type)0"
     return re.sub(r"^void ", "", name).split("(")[0]
 
 
@@ -359,8 +366,8 @@ def summary(reports: list[Report]) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for (op, language), found in sorted(groups.items()):
-        bound = [r.occupancy for r in found if r.specimen.memory_bound]
-        wide = [min(r.loads or 16, r.stores or 16) for r in found if r.specimen.vector]
+        bound = [r.occupancy for r in found if r.specimen.memory_bound and r.kernel not in SECOND_STAGES]
+        wide = [width for r in found for _, width in r.widths()]
         registers = sorted(r.registers for r in found)
         targets = ", ".join(name for name in TARGETS if any(r.target == name for r in found))
         lines.append(
