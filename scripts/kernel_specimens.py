@@ -217,4 +217,17 @@ CUDA_SPECIMENS = {
     r"(langevin_norms|error_norm)_kernel": Specimen("norms of sums, a warp to a sample", vector=False),
     r"philox_\w+_kernel<.*true": Specimen("noise, whole words"),
     r"philox_\w+_kernel<.*false": Specimen("noise, rows of any length", vector=False),
+    r"group_norm_silu_(forward|derivative)_kernel<.*double, [01]>": Specimen(
+        "group_norm_silu, float64", memory_bound=False, threads=512
+    ),
+    r"group_norm_silu_(forward|derivative)_kernel<.*double, 2>": Specimen(
+        "group_norm_silu, float64, no whole words", memory_bound=False, vector=False, threads=512
+    ),
+    r"group_norm_silu_(forward|derivative)_kernel<.*2>": Specimen(
+        "group_norm_silu, no whole words", vector=False, threads=1024
+    ),
+    r"group_norm_silu_(forward|derivative)_kernel": Specimen("group_norm_silu, whole words", threads=1024),
+    r"group_norm_silu_parameters_kernel": Specimen(
+        "group_norm_silu, gradients of parameters from a few sums", memory_bound=False, vector=False, threads=512
+    ),
 }
