@@ -61,6 +61,11 @@ def warps(x: Tensor, layout: Layout) -> int:
     return max(BLOCK * x.element_size() // 1024, 4 if layout.channels == 1 else 8)
 
 
+def tile_options(x: Tensor, layout: Layout) -> dict[str, int]:
+    """What every kernel over tiles of states like x is compiled for."""
+    return {"wide": layout.size >= 2**31 - 4 * BLOCK, "block": BLOCK, "num_warps": warps(x, layout)}
+
+
 def like(x: Tensor) -> Tensor:
     """An uninitialized tensor: strides of x where x is dense, else contiguous."""
     dense = x.numel() > 0 and _no_gaps(x)

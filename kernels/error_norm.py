@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._states import BLOCK, Layout, layout_of, operand, rows_of, tile, warps
+from ._states import Layout, layout_of, operand, rows_of, tile, tile_options
 from ._sums import extent, row_sums
 
 
@@ -113,9 +113,7 @@ def error_norm(
         of_u=of_u,
         of_v=of_v,
         larger=kind == "max",
-        wide=layout.size >= 2**31 - 4 * BLOCK,
-        block=BLOCK,
-        num_warps=warps(u, layout),
+        **tile_options(u, layout),
     )
     lines, columns = extent(tiles)
     launch(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._launch import launch
 from ._philox import squared_radii
-from ._states import BLOCK, Layout, drawn, layout_of, like, operand, rows_of, tile, warps
+from ._states import Layout, drawn, layout_of, like, operand, rows_of, tile, tile_options
 from ._sums import extent, row_sums
 from .linear_step import linear_step, linear_step_
 
@@ -180,9 +180,7 @@ def _rows(
         tiles,
         batch * tiles,
         whole=layout.size % 4 == 0,
-        wide=layout.size >= 2**31 - 4 * BLOCK,
-        block=BLOCK,
-        num_warps=warps(x, layout),
+        **tile_options(x, layout),
     )
     lines, columns = extent(tiles)
     alike = not per_sample and stride == 0

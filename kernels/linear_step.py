@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._states import BLOCK, drawn, layout_of, like, operand, rows_of, safe_to_read, tile, warps, without_noise
+from ._states import drawn, layout_of, like, operand, rows_of, safe_to_read, tile, tile_options, without_noise
 
 
 @triton.jit
@@ -120,7 +120,5 @@ def _compute(
         layout.pixels,
         layout.tiles,
         channels=layout.channels,
-        wide=layout.size >= 2**31 - 4 * BLOCK,
-        block=BLOCK,
-        num_warps=warps(x, layout),
+        **tile_options(x, layout),
     )

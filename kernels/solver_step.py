@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ._launch import launch
 from ._states import (
-    BLOCK,
     check_apart,
     drawn,
     empty,
@@ -20,7 +19,7 @@ from ._states import (
     rows_of,
     safe_to_read,
     tile,
-    warps,
+    tile_options,
     without_noise,
 )
 
@@ -174,7 +173,5 @@ def _compute(
         layout.pixels,
         layout.tiles,
         channels=layout.channels,
-        wide=layout.size >= 2**31 - 4 * BLOCK,
-        block=BLOCK,
-        num_warps=warps(x, layout),
+        **tile_options(x, layout),
     )

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,6 +34,7 @@ from fastscore import VESDE, Convention, PCSampler, TorchNoise, ops
 from fastscore.models import NCSNpp, NCSNppConfig
 from fastscore.ops import Cost, cost
 from fastscore.reference.samplers import pc_sampler
+from fastscore.testing.group_norm_silu import eager as eager_group_norm_silu
 
 # the modules, not their functions
 _group_norm_silu = import_module("fastscore.reference.group_norm_silu")
@@ -186,33 +186,11 @@ def _both(name: str, make: Callable[[], Callable[[], Any]]) -> Part:
     """A call as it runs on a GPU, and with every op as eager PyTorch has it."""
 
     def eager() -> list[Kernel]:
-        with fastscore.backend("reference"), patch.object(_group_norm_silu, "group_norm_silu", _eager_group_norm_silu):
+        # the reference converts to float32 and back, which no network does
+        with fastscore.backend("reference"), patch.object(_group_norm_silu, "group_norm_silu", eager_group_norm_silu):
             return kernels(make)
 
     return Part(name, partial(kernels, make), eager)
-
-
-def _eager_group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    silu: bool = True,
-) -> Tensor:
-    """As networks are written: the reference converts to float32 and back, which nobody does."""
-    if add is not None:
-        x = x + add[:, :, None, None]
-    x = F.group_norm(x, num_groups, weight, bias, eps)
-    if scale is not None:
-        x = x * (1 + scale[:, :, None, None])
-    if shift is not None:
-        x = x + shift[:, :, None, None]
-    return F.silu(x) if silu else x
 
 
 def _group_norm(shape: tuple[int, ...], dtype: torch.dtype) -> Part:

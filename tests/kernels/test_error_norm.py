@@ -8,51 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastscore import reference
-from fastscore._checks import accumulation_dtype
 from fastscore.kernels import _sums
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import error_norm
-from fastscore.testing import assert_error_within_budget
+from fastscore.testing.error_norm import Case, assert_parity, make_case
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # one element, less than a tile, more than one, whole Philox blocks of pixels and parts of them
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 300, 2, 3), (2, 7, 1, 1), (2, 3, 4, 5, 6))
 KINDS = ("sum", "max")
-
-Case = tuple[list[Tensor], Tensor, Tensor, Tensor, dict[str, Any]]
-
-
-def make_case(
-    device: torch.device,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    terms: int = 3,
-    rows: bool = False,
-    kind: str = "sum",
-) -> Case:
-    """Arguments (terms, coefficients, u, v, keywords) of a call whose result is of order one."""
-    stages = [make_input(shape, layout, dtype=dtype, device=device, seed=k) for k in range(terms)]
-    u, v = (make_input(shape, layout, dtype=dtype, device=device, scale=0.5, mean=1.0, seed=seed) for seed in (50, 51))
-    size = (len(u), terms) if rows else (terms,)
-    coefficients = make_input(size, dtype=accumulation_dtype(dtype), device=device, seed=90)
-    return stages, coefficients, u, v, {"atol": 0.5, "rtol": 0.4, "kind": kind}
-
-
-def assert_parity(actual: Tensor, case: Case) -> None:
-    terms, coefficients, u, v, keywords = case
-    plain = reference.error_norm(terms, coefficients, u, v, **keywords)
-    if u.dtype == torch.float64:
-        # The oracle rounds as much as the kernel: both make 2 K roundings of the sum and 4 of the scale and quotient,
-        # relative to sum_k |c_k t_k|, and a few in a sum of squares, where rounding errors average out.
-        size = reference.error_norm([t.abs() for t in terms], coefficients.abs(), u, v, **keywords)
-        assert actual.dtype == torch.float64
-        assert ((actual - plain).abs() <= 2 * (2 * len(terms) + 8) * 2.0**-53 * size).all()
-        return
-    wide = [t.double() for t in terms], coefficients.double(), u.double(), v.double()
-    assert_error_within_budget(actual, reference.error_norm(*wide, **keywords), plain, "error_norm")
 
 
 def norm_of(case: Case) -> Tensor:
@@ -65,21 +30,21 @@ def norm_of(case: Case) -> Tensor:
 def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, kind: str, device: torch.device) -> None:
     for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
         for rows in (False, True):
-            case = make_case(device, shape, dtype, layout, rows=rows, kind=kind)
+            case = make_case(shape, dtype, layout, rows=rows, kind=kind, device=device)
             assert_parity(norm_of(case), case)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "empty"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_parity_by_layout(layout: str, kind: str, device: torch.device) -> None:
-    case = make_case(device, (4, 3, 6, 10), torch.float32, layout, rows=True, kind=kind)
+    case = make_case((4, 3, 6, 10), torch.float32, layout, rows=True, kind=kind, device=device)
     assert_parity(norm_of(case), case)
 
 
 @pytest.mark.parametrize("terms", range(1, 10))
 def test_parity_by_terms(terms: int, device: torch.device) -> None:
     for dtype in (torch.float32, torch.float64):
-        case = make_case(device, (3, 500), dtype, terms=terms, rows=True)
+        case = make_case((3, 500), dtype, terms=terms, rows=True, device=device)
         assert_parity(norm_of(case), case)
 
 
@@ -89,7 +54,7 @@ def test_parity_by_tolerance(atol: float, rtol: float, kind: str, device: torch.
     """In float64, too, where a tolerance that passed through float32 would show."""
     for mean in (0.0, 1e3):
         for dtype in (torch.float32, torch.float64):
-            terms, coefficients, _, v, _ = make_case(device, (3, 3, 8, 9), dtype)
+            terms, coefficients, _, v, _ = make_case((3, 3, 8, 9), dtype, device=device)
             u = make_input((3, 3, 8, 9), mean=mean, dtype=dtype, device=device, seed=7)
             case = terms, coefficients, u, v, {"atol": atol, "rtol": rtol, "kind": kind}
             assert_parity(norm_of(case), case)
@@ -99,7 +64,7 @@ def test_tolerances_reach_the_kernel_in_float64(device: torch.device) -> None:
     """Triton passes a Python float in float32 unless told otherwise; its interpreter does not show that."""
     kernel = import_module("fastscore.kernels.error_norm").error_norm_kernel
     assert [kernel.fn.__annotations__[name] for name in ("atol", "rtol")] == ["tl.float64"] * 2
-    norm_of(make_case(device, (2, 3)))
+    norm_of(make_case((2, 3), device=device))
 
 
 @pytest.mark.parametrize("shape", [(11, 5), (2, 9000)])
@@ -108,12 +73,12 @@ def test_many_samples_and_many_tiles(
 ) -> None:
     """More samples, and more tiles, than the second stage takes at once."""
     monkeypatch.setattr(_sums, "_AT_ONCE", 4)
-    case = make_case(device, shape)
+    case = make_case(shape, device=device)
     assert_parity(norm_of(case), case)
 
 
 def test_operands_may_differ_in_layout(device: torch.device) -> None:
-    terms, coefficients, u, v, keywords = make_case(device, (4, 3, 6, 10), rows=True)
+    terms, coefficients, u, v, keywords = make_case((4, 3, 6, 10), rows=True, device=device)
     want = error_norm(terms, coefficients, u, v, **keywords)
     mixed = [as_layout(t, layout) for t, layout in zip(terms, ("channels_last", "sliced", "permuted"), strict=True)]
     rows = coefficients.t().contiguous().t()
@@ -151,7 +116,7 @@ def test_a_tensor_in_several_places_is_read_once(device: torch.device, monkeypat
 def test_what_is_not_finite_is_not_lost(what: float, kind: str, device: torch.device) -> None:
     for rtol in (0.0, 0.1):
         for place in range(4):
-            terms, coefficients, u, v, _ = make_case(device, (3, 40))
+            terms, coefficients, u, v, _ = make_case((3, 40), device=device)
             tensors = [terms[0], terms[1], u, v]
             tensors[place][1, 7] = what
             out = error_norm(tensors[:2], coefficients[:2], *tensors[2:], atol=0.5, rtol=rtol, kind=kind)
@@ -182,12 +147,12 @@ def test_empty(device: torch.device) -> None:
         x = torch.empty(shape, device=device)
         assert torch.equal(error_norm([x], row, x, x, atol=1.0, rtol=0.0), torch.zeros(shape[0], device=device))
     assert not LAUNCHES
-    norm_of(make_case(device, (1,)))
+    norm_of(make_case((1,), device=device))
 
 
 def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """What large states take, on small ones."""
-    cases = [make_case(device, (2, 3, 8, 8), layout=layout) for layout in ("contiguous", "channels_last")]
+    cases = [make_case((2, 3, 8, 8), layout=layout, device=device) for layout in ("contiguous", "channels_last")]
     before = [norm_of(case) for case in cases]
     wide = []
 
@@ -204,7 +169,7 @@ def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_row_does_not_depend_on_its_batch(layout: str, dtype: torch.dtype, device: torch.device) -> None:
-    terms, coefficients, u, v, keywords = make_case(device, (4, 3, 27, 29), dtype, layout)
+    terms, coefficients, u, v, keywords = make_case((4, 3, 27, 29), dtype, layout, device=device)
     whole = error_norm(terms, coefficients, u, v, **keywords)
     for b in range(4):
         one = slice(b, b + 1)
@@ -217,11 +182,11 @@ def test_memory_formats_agree(device: torch.device) -> None:
     for dtype, limit in ((torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float64, 8 * 2.0**-53)):
         for shape in ((3, 3, 27, 29), (3, 5, 32, 32)):
             dense, last = (
-                norm_of(make_case(device, shape, dtype, layout)) for layout in ("contiguous", "channels_last")
+                norm_of(make_case(shape, dtype, layout, device=device)) for layout in ("contiguous", "channels_last")
             )
             torch.testing.assert_close(last, dense, rtol=limit, atol=0.0)
 
 
 def test_is_detached(device: torch.device) -> None:
-    terms, coefficients, u, v, keywords = make_case(device, (3, 40))
+    terms, coefficients, u, v, keywords = make_case((3, 40), device=device)
     assert not error_norm(terms, coefficients, u.requires_grad_(), v, **keywords).requires_grad

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,6 +15,7 @@ from fastscore.kernels import _group_norm_silu as shared
 from fastscore.kernels._launch import LAUNCHES
 from fastscore.ops import group_norm_silu
 from fastscore.testing import assert_error_within_budget
+from fastscore.testing.group_norm_silu import eager
 from fastscore.testing.inputs import make_input
 from fastscore.testing.tolerances import ulp_distance
 
@@ -75,30 +75,6 @@ def make_case(
             size = (c,) if name in ("weight", "bias") else (n, c)
             case[name] = make_input(size, dtype=dtype, device=device, seed=seed)
     return case
-
-
-def eager(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    silu: bool = True,
-) -> Tensor:
-    """One PyTorch operator after the other, in the dtype of x."""
-    pixels = (..., *[None] * (x.dim() - 2))
-    if add is not None:
-        x = x + add[pixels]
-    x = torch.group_norm(x, num_groups, weight, bias, eps)
-    if scale is not None:
-        x = x * (1 + scale[pixels])
-    if shift is not None:
-        x = x + shift[pixels]
-    return F.silu(x) if silu else x
 
 
 def like(case: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -8,54 +8,15 @@ import torch
 from torch import Tensor
 
 from fastscore import reference
-from fastscore._checks import accumulation_dtype
 from fastscore.kernels import _sums
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import langevin_step, langevin_step_, philox_normal
-from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.langevin_step import assert_parity, make_case
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # one element, less than a tile, more than one, whole Philox blocks of pixels and parts of them
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 300, 2, 3), (2, 3, 4, 5, 6))
-
-Case = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
-
-
-def make_case(
-    device: torch.device,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    noise: str = "drawn",
-    rows: bool = False,
-) -> Case:
-    """Arguments (x, h, coefficients, keywords) of a call; the score is -1.3 h + 0.2 x, the step near 0.05."""
-    x, h = (make_input(shape, layout, dtype=dtype, device=device, seed=seed) for seed in (0, 1))
-    coefficients = torch.tensor([0.2, -1.3, 0.05], dtype=torch.float64)
-    if rows:
-        coefficients = coefficients * make_input((len(x), 3), dtype=torch.float64, scale=0.1, mean=1.0, seed=90)
-    coefficients = coefficients.to(device, accumulation_dtype(dtype))
-    if noise == "given":
-        return x, h, coefficients, {"noise": make_input(shape, layout, dtype=dtype, device=device, seed=91)}
-    rng = torch.tensor([2**40 + 17, 5], device=device)
-    return x, h, coefficients, {"rng": rng, "samples": torch.arange(len(x), device=device) * 3 + 2**33}
-
-
-def assert_parity(
-    actual: Tensor, x: Tensor, h: Tensor, coefficients: Tensor, keywords: dict[str, Tensor], per_sample: bool
-) -> None:
-    plain = reference.langevin_step(x, h, coefficients, per_sample=per_sample, **keywords)
-    assert actual.stride() == plain.stride()
-    if x.dtype == torch.float64:
-        # The oracle rounds as much as the kernel: 2 * (5 roundings of the sum, 4 units of a normal, and less than 7 of
-        # the step, whose norms are sums of squares of n terms, so that their relative error averages out).
-        size = x.abs() + (plain - x).abs() * 4 + 1
-        assert ((actual - plain).abs() <= 2 * 16 * 2.0**-53 * size).all()
-        return
-    in64 = {k: v.double() if v.is_floating_point() else v for k, v in keywords.items()}
-    oracle = reference.langevin_step(x.double(), h.double(), coefficients.double(), per_sample=per_sample, **in64)
-    assert_error_within_budget(actual, oracle, plain, "langevin_step")
 
 
 @pytest.mark.parametrize("noise", ["drawn", "given"])
@@ -64,7 +25,7 @@ def assert_parity(
 def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, noise: str, device: torch.device) -> None:
     for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
         for per_sample, rows in ((False, False), (True, True)):
-            x, h, coefficients, keywords = make_case(device, shape, dtype, layout, noise, rows)
+            x, h, coefficients, keywords = make_case(shape, dtype, layout, noise, rows, device=device)
             actual = langevin_step(x, h, coefficients, per_sample=per_sample, **keywords)
             assert_parity(actual, x, h, coefficients, keywords, per_sample)
 
@@ -73,7 +34,7 @@ def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, noise: str,
 def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> None:
     for noise in ("drawn", "given"):
         for per_sample in (False, True):
-            x, h, coefficients, keywords = make_case(device, (4, 3, 6, 10), layout=layout, noise=noise)
+            x, h, coefficients, keywords = make_case((4, 3, 6, 10), layout=layout, noise=noise, device=device)
             out = langevin_step(x, h, coefficients, per_sample=per_sample, **keywords)
             assert_parity(out, x, h, coefficients, keywords, per_sample)
             if layout == "expanded":
@@ -85,7 +46,7 @@ def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> Non
 
 @pytest.mark.parametrize("mean", [1e-3, 1e3])
 def test_parity_far_from_zero(mean: float, device: torch.device) -> None:
-    x, _, coefficients, keywords = make_case(device, (3, 3, 16, 16))
+    x, _, coefficients, keywords = make_case((3, 3, 16, 16), device=device)
     h = make_input((3, 3, 16, 16), mean=mean, scale=mean, seed=1, device=device)
     actual = langevin_step(x, h, coefficients, per_sample=True, **keywords)
     assert_parity(actual, x, h, coefficients, keywords, True)
@@ -101,13 +62,13 @@ def test_many_samples_and_many_tiles(
     assert _sums.extent(1) == (4, 1)
     assert _sums.extent(9) == (1, 4)
     for shape in ((11, 5), (2, 9000)):
-        x, h, coefficients, keywords = make_case(device, shape, rows=rows)
+        x, h, coefficients, keywords = make_case(shape, rows=rows, device=device)
         actual = langevin_step(x, h, coefficients, per_sample=per_sample, **keywords)
         assert_parity(actual, x, h, coefficients, keywords, per_sample)
 
 
 def test_operands_may_differ_in_layout(device: torch.device) -> None:
-    x, h, coefficients, keywords = make_case(device, (4, 3, 6, 10), noise="given", rows=True)
+    x, h, coefficients, keywords = make_case((4, 3, 6, 10), noise="given", rows=True, device=device)
     for of_x, of_h, of_z in (("channels_last", "sliced", "permuted"), ("sliced", "channels_last", "contiguous")):
         moved = {"noise": as_layout(keywords["noise"], of_z)}
         x, h = as_layout(x, of_x), as_layout(h, of_h)
@@ -116,7 +77,7 @@ def test_operands_may_differ_in_layout(device: torch.device) -> None:
 
 
 def test_the_state_as_network_output_and_parts_of_it(device: torch.device) -> None:
-    x, _, coefficients, keywords = make_case(device, (3, 40))
+    x, _, coefficients, keywords = make_case((3, 40), device=device)
     want = langevin_step(x, x, coefficients, **keywords)
     assert torch.equal(langevin_step_(x, x, coefficients, **keywords), want)
     memory = make_input((4, 40), device=device)
@@ -126,7 +87,7 @@ def test_the_state_as_network_output_and_parts_of_it(device: torch.device) -> No
 
 @pytest.mark.parametrize("noise", ["drawn", "given"])
 def test_no_score_no_step(noise: str, device: torch.device) -> None:
-    x, h, _, keywords = make_case(device, (3, 40), noise=noise)
+    x, h, _, keywords = make_case((3, 40), noise=noise, device=device)
     coefficients = torch.tensor([0.0, 1.0, 0.1], device=device)
     h[1] = 0
     each = langevin_step(x, h, coefficients, per_sample=True, **keywords)
@@ -142,7 +103,7 @@ def test_no_score_no_step(noise: str, device: torch.device) -> None:
 
 def test_nan_stays_in_its_sample(device: torch.device) -> None:
     for noise in ("drawn", "given"):
-        x, h, coefficients, keywords = make_case(device, (3, 40), noise=noise)
+        x, h, coefficients, keywords = make_case((3, 40), noise=noise, device=device)
         h[1, 7] = float("nan")
         bad = torch.isnan(langevin_step(x, h, coefficients, per_sample=True, **keywords))
         assert bad.any(1).tolist() == [False, True, False]
@@ -154,7 +115,7 @@ def test_drawn_is_the_noise_function(dtype: torch.dtype, device: torch.device) -
     """Also in its norm, which is that of the radii where a sample has whole Philox blocks."""
     for shape in ((2, 3, 32, 32), (2, 2, 5, 7)):
         for layout in ("contiguous", "channels_last"):
-            x, h, coefficients, keywords = make_case(device, shape, dtype, layout)
+            x, h, coefficients, keywords = make_case(shape, dtype, layout, device=device)
             z = as_layout(philox_normal(x.shape, keywords["rng"], keywords["samples"], dtype), layout)
             drawn = langevin_step(x, h, coefficients, per_sample=True, **keywords)
             given = langevin_step(x, h, coefficients, per_sample=True, noise=z)
@@ -164,7 +125,7 @@ def test_drawn_is_the_noise_function(dtype: torch.dtype, device: torch.device) -
 def test_kernels_and_what_they_read(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """State and output are read by two kernels, the state is written by one, and nothing of their size is stored."""
     read: list[str] = []
-    x, h, coefficients, keywords = make_case(device, (4, 3, 6, 10))
+    x, h, coefficients, keywords = make_case((4, 3, 6, 10), device=device)
 
     def recorded(kernel: Any, programs: int, of: torch.device, *args: Any, **options: Any) -> None:
         flat = [t for arg in args for t in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(t, Tensor)]
@@ -195,14 +156,14 @@ def test_empty(device: torch.device) -> None:
         assert langevin_step(x, x, row, rng=rng, samples=samples).shape == shape
         assert langevin_step_(x, x, row, rng=rng, samples=samples) is x
     assert not LAUNCHES
-    x, h, coefficients, keywords = make_case(device, (1,))
+    x, h, coefficients, keywords = make_case((1,), device=device)
     langevin_step(x, h, coefficients, **keywords)
 
 
 def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """What large states take, on small ones."""
     cases = [
-        make_case(device, (2, 3, 8, 8), layout=layout, noise=noise)
+        make_case((2, 3, 8, 8), layout=layout, noise=noise, device=device)
         for layout in ("contiguous", "channels_last")
         for noise in ("drawn", "given")
     ]
@@ -223,7 +184,7 @@ def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatc
 def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
     for layout in ("contiguous", "channels_last"):
         for noise in ("drawn", "given"):
-            x, h, coefficients, keywords = make_case(device, (4, 3, 7, 9), layout=layout, noise=noise)
+            x, h, coefficients, keywords = make_case((4, 3, 7, 9), layout=layout, noise=noise, device=device)
             whole = langevin_step(x, h, coefficients, per_sample=True, **keywords)
             for b in range(4):
                 one = slice(b, b + 1)
@@ -234,7 +195,7 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
 @pytest.mark.parametrize("noise", ["drawn", "given"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_derivatives_run_on_the_kernel(per_sample: bool, noise: str, device: torch.device) -> None:
-    x, h, coefficients, keywords = make_case(device, (2, 3, 4, 5), torch.float64, noise=noise, rows=True)
+    x, h, coefficients, keywords = make_case((2, 3, 4, 5), torch.float64, noise=noise, rows=True, device=device)
     inputs = [t.requires_grad_() for t in (x, h, coefficients)]
 
     def run(function: Any, x: Tensor, h: Tensor, rows: Tensor) -> Tensor:

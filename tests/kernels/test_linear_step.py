@@ -7,38 +7,16 @@ import torch
 from torch import Tensor
 
 from fastscore import reference
-from fastscore._checks import accumulation_dtype
 from fastscore.kernels import _states
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import linear_step, linear_step_
 from fastscore.testing import assert_error_within_budget
-from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.inputs import LAYOUTS, as_layout
+from fastscore.testing.linear_step import make_case
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # one element, less than a tile, more than one, whole Philox blocks of pixels and parts of them
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 300, 2, 3), (2, 3, 4, 5, 6))
-
-
-def case(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: str,
-    noise: str,
-    device: torch.device,
-    terms: int = 2,
-    per_sample: bool = False,
-) -> tuple[Tensor, list[Tensor], Tensor, dict[str, Tensor]]:
-    x = make_input(shape, layout, dtype=dtype, device=device)
-    history = [make_input(shape, layout, dtype=dtype, device=device, seed=k + 1) for k in range(terms)]
-    batch = x.shape[0]
-    size = (batch, terms + 2) if per_sample else (terms + 2,)
-    rows = make_input(size, dtype=accumulation_dtype(dtype), device=device, seed=90)
-    if noise == "drawn":
-        rng = torch.tensor([2**40 + 17, 5], device=device)
-        return x, history, rows, {"rng": rng, "samples": torch.arange(batch, device=device) * 3 + 2**33}
-    if noise == "given":
-        return x, history, rows, {"noise": make_input(shape, layout, dtype=dtype, device=device, seed=91)}
-    return x, history, rows, {}
 
 
 def assert_parity(actual: Tensor, x: Tensor, history: list[Tensor], rows: Tensor, keywords: dict[str, Tensor]) -> None:
@@ -55,14 +33,16 @@ def assert_parity(actual: Tensor, x: Tensor, history: list[Tensor], rows: Tensor
 def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, noise: str, device: torch.device) -> None:
     for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
         for per_sample in (False, True):
-            x, history, rows, keywords = case(shape, dtype, layout, noise, device, per_sample=per_sample)
+            x, history, rows, keywords = make_case(
+                shape, dtype, layout, noise=noise, per_sample=per_sample, device=device
+            )
             assert_parity(linear_step(x, history, rows, **keywords), x, history, rows, keywords)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "empty"])
 def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> None:
     for noise in ("drawn", "given", "none"):
-        x, history, rows, keywords = case((4, 3, 6, 10), torch.float32, layout, noise, device)
+        x, history, rows, keywords = make_case((4, 3, 6, 10), torch.float32, layout, noise=noise, device=device)
         out = linear_step(x, history, rows, **keywords)
         assert_parity(out, x, history, rows, keywords)
         if layout == "expanded":
@@ -74,12 +54,12 @@ def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> Non
 
 @pytest.mark.parametrize("terms", range(7))
 def test_parity_by_history(terms: int, device: torch.device) -> None:
-    x, history, rows, keywords = case((3, 50), torch.float32, "contiguous", "drawn", device, terms)
+    x, history, rows, keywords = make_case((3, 50), torch.float32, "contiguous", terms, "drawn", device=device)
     assert_parity(linear_step(x, history, rows, **keywords), x, history, rows, keywords)
 
 
 def test_operands_may_differ_in_layout(device: torch.device) -> None:
-    x, history, rows, _ = case((4, 3, 6, 10), torch.float32, "contiguous", "none", device, terms=4)
+    x, history, rows, _ = make_case((4, 3, 6, 10), torch.float32, "contiguous", 4, "none", device=device)
     want = linear_step(x, history, rows)
     mixed = [as_layout(h, layout) for h, layout in zip(history, LAYOUTS[:4], strict=True)]
     for layout in ("contiguous", "channels_last", "permuted", "sliced"):
@@ -105,7 +85,7 @@ def test_empty(device: torch.device) -> None:
 
 @pytest.mark.parametrize("noise", ["drawn", "given"])
 def test_noise_of_weight_zero_is_not_looked_at(noise: str, device: torch.device) -> None:
-    x, history, rows, keywords = case((3, 40), torch.float32, "contiguous", noise, device)
+    x, history, rows, keywords = make_case((3, 40), torch.float32, "contiguous", noise=noise, device=device)
     rows[-1] = 0
     if noise == "given":
         keywords["noise"] = torch.full_like(x, float("nan"))
@@ -115,7 +95,7 @@ def test_noise_of_weight_zero_is_not_looked_at(noise: str, device: torch.device)
 def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """What large states take, on small ones."""
     cases = [
-        case((2, 3, 8, 8), torch.float32, layout, noise, device)
+        make_case((2, 3, 8, 8), torch.float32, layout, noise=noise, device=device)
         for layout in ("contiguous", "channels_last")
         for noise in ("drawn", "given")
     ]
@@ -128,7 +108,7 @@ def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatc
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
     for layout in ("contiguous", "channels_last"):
-        x, history, rows, keywords = case((4, 3, 7, 9), torch.float32, layout, "drawn", device)
+        x, history, rows, keywords = make_case((4, 3, 7, 9), torch.float32, layout, noise="drawn", device=device)
         whole = linear_step(x, history, rows, **keywords)
         for b in range(4):
             alone = {"rng": keywords["rng"], "samples": keywords["samples"][b : b + 1]}
@@ -136,7 +116,7 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
 
 
 def test_derivatives_run_on_the_kernel(device: torch.device) -> None:
-    x, history, rows, keywords = case((2, 3, 4, 5), torch.float64, "contiguous", "drawn", device)
+    x, history, rows, keywords = make_case((2, 3, 4, 5), torch.float64, "contiguous", noise="drawn", device=device)
     inputs = [t.requires_grad_() for t in (x, rows, *history)]
 
     def run(x: Tensor, rows: Tensor, *history: Tensor) -> Tensor:

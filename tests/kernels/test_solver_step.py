@@ -14,59 +14,11 @@ from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import linear_step, solver_step, solver_step_
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.solver_step import C, Case, S, call, laid_out, make_case
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # one element, less than a tile, more than one, whole Philox blocks of pixels and parts of them
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 300, 2, 3), (2, 3, 4, 5, 6))
-C, S, E = 2, -2, -1  # where c, s and e stand in a row
-
-Case = tuple[Tensor, Tensor, list[Tensor], Tensor, dict[str, Tensor]]
-
-
-def make_case(
-    device: torch.device,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    *,
-    terms: int = 1,
-    noise: str = "drawn",
-    rows: bool = False,
-    clip: bool = True,
-    exponent: bool = True,
-) -> Case:
-    """Arguments (x, h, history, coefficients, keywords) of a call; a third of the elements are clamped."""
-
-    def state(seed: int) -> Tensor:
-        return make_input(shape, layout, dtype=dtype, device=device, seed=seed)
-
-    weights = [0.9, -0.7, 1.1 if clip else math.inf, 0.4, 0.6, *(-0.3, 0.2, 0.25)[:terms], 0.5, 0.7]
-    coefficients = torch.tensor(weights, dtype=torch.float64)
-    x = state(0)
-    if rows:
-        factors = make_input((x.shape[0], terms + 7), dtype=torch.float64, scale=0.1, mean=1.0, seed=90)
-        coefficients = coefficients * factors
-    keywords = {"exponent": state(92)} if exponent else {}
-    if noise == "given":
-        keywords["noise"] = state(91)
-    elif noise == "drawn":
-        keywords["rng"] = torch.tensor([2**40 + 17, 5], device=device)
-        keywords["samples"] = torch.arange(x.shape[0], device=device) * 3 + 2**33
-    history = [state(k + 2) for k in range(terms)]
-    return x, state(1), history, coefficients.to(device, accumulation_dtype(dtype)), keywords
-
-
-def call(case: Case, function: Any = solver_step, **more: Any) -> Any:
-    *arguments, keywords = case
-    return function(*arguments, **keywords, **more)
-
-
-def laid_out(case: Case, layout: str) -> Case:
-    """The same numbers in another memory format, in memory of their own."""
-    x, h, history, coefficients, keywords = case
-    moved = {k: as_layout(v.clone(), layout) if v.is_floating_point() else v for k, v in keywords.items()}
-    x, h, *history = (as_layout(t.clone(), layout) for t in (x, h, *history))
-    return x, h, history, coefficients, moved
 
 
 def assert_parity(actual: tuple[Tensor, Tensor], case: Case) -> None:
@@ -87,14 +39,14 @@ def assert_parity(actual: tuple[Tensor, Tensor], case: Case) -> None:
 def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, noise: str, device: torch.device) -> None:
     for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
         for rows in (False, True):
-            case = make_case(device, shape, dtype, layout, noise=noise, rows=rows)
+            case = make_case(shape, dtype, layout, noise=noise, rows=rows, device=device)
             assert_parity(call(case), case)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "empty"])
 def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> None:
     for noise in ("drawn", "given", "none"):
-        case = make_case(device, (4, 3, 6, 10), layout=layout, noise=noise)
+        case = make_case((4, 3, 6, 10), layout=layout, noise=noise, device=device)
         out, m = call(case)
         assert_parity((out, m), case)
         if layout == "expanded":
@@ -113,7 +65,7 @@ def test_parity_by_layout_and_in_place(layout: str, device: torch.device) -> Non
 @pytest.mark.parametrize("exponent", [False, True])
 def test_parity_by_terms(terms: int, clip: bool, exponent: bool, device: torch.device) -> None:
     for noise in ("drawn", "given", "none"):
-        case = make_case(device, (3, 157), terms=terms, noise=noise, clip=clip, exponent=exponent)
+        case = make_case((3, 157), terms=terms, noise=noise, clip=clip, exponent=exponent, device=device)
         out, m = call(case)
         assert_parity((out, m), case)
         assert bool((m.abs() == case[3][C]).any()) == clip
@@ -122,7 +74,7 @@ def test_parity_by_terms(terms: int, clip: bool, exponent: bool, device: torch.d
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_parity_far_from_zero(dtype: torch.dtype, device: torch.device) -> None:
-    case = make_case(device, (3, 157), dtype, clip=False)
+    case = make_case((3, 157), dtype, clip=False, device=device)
     x = make_input((3, 157), mean=1e3, dtype=dtype, device=device)
     assert_parity(call((x, *case[1:])), (x, *case[1:]))
 
@@ -137,7 +89,7 @@ def test_halves_of_one_output(layout: str, device: torch.device, monkeypatch: py
 
     monkeypatch.setattr(import_module("fastscore.kernels.solver_step"), "launch", recorded)
     for noise in ("drawn", "given"):
-        x, h, history, coefficients, keywords = make_case(device, (4, 3, 6, 10), noise=noise)
+        x, h, history, coefficients, keywords = make_case((4, 3, 6, 10), noise=noise, device=device)
         out, m = solver_step(x, h, history, coefficients, **keywords)
         output = as_layout(torch.cat([h, keywords["exponent"]], 1), layout)
         before = output.clone()
@@ -154,7 +106,7 @@ def test_halves_of_one_output(layout: str, device: torch.device, monkeypatch: py
 
 
 def test_operands_may_differ_in_layout(device: torch.device) -> None:
-    x, h, history, coefficients, keywords = make_case(device, (4, 3, 6, 10), terms=3, noise="given", rows=True)
+    x, h, history, coefficients, keywords = make_case((4, 3, 6, 10), terms=3, noise="given", rows=True, device=device)
     want = solver_step(x, h, history, coefficients, **keywords)
     mixed = [as_layout(m, layout) for m, layout in zip(history, LAYOUTS[1:4], strict=True)]
     table = coefficients.t().contiguous().t()
@@ -193,13 +145,13 @@ def test_empty(device: torch.device) -> None:
         assert [t.shape for t in solver_step(x, x, [], row)] == [shape, shape]
         solver_step_(x, torch.empty_like(x), [], row, m=torch.empty_like(x))
     assert not LAUNCHES
-    call(make_case(device, (1,)))
+    call(make_case((1,), device=device))
 
 
 @pytest.mark.parametrize("noise", ["drawn", "given"])
 @pytest.mark.parametrize("rows", [False, True])
 def test_noise_of_weight_zero_is_not_looked_at(noise: str, rows: bool, device: torch.device) -> None:
-    case = make_case(device, (3, 40), noise=noise, rows=rows)
+    case = make_case((3, 40), noise=noise, rows=rows, device=device)
     case[3][..., S] = 0
     if noise == "given":
         case[4]["noise"].fill_(math.nan)
@@ -211,7 +163,7 @@ def test_noise_of_weight_zero_is_not_looked_at(noise: str, rows: bool, device: t
 
 
 def test_nan_and_infinity(device: torch.device) -> None:
-    case = make_case(device, (3, 40), exponent=False)
+    case = make_case((3, 40), exponent=False, device=device)
     x, h, history = case[:3]
     h[1, 7], x[2, 3], history[0][0, 1] = math.nan, math.nan, math.nan
     h[0, 0], h[0, 2] = math.inf, -math.inf
@@ -237,7 +189,7 @@ def test_exponential_at_its_ends(dtype: torch.dtype, device: torch.device) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_drawn_noise_is_that_of_linear_step(dtype: torch.dtype, device: torch.device) -> None:
     for shape, layout in (((3, 2163), "contiguous"), ((3, 3, 5, 7), "channels_last")):
-        x, h, _, _, keywords = make_case(device, shape, dtype, layout, exponent=False)
+        x, h, _, _, keywords = make_case(shape, dtype, layout, exponent=False, device=device)
         row = torch.tensor([0.0, 1.0, math.inf, 0.3, 0.0, 1.7, 0.0], dtype=accumulation_dtype(dtype), device=device)
         out, m = solver_step(x, h, (), row, **keywords)
         assert torch.equal(out, linear_step(x, (), row[[3, 5]], **keywords))
@@ -247,7 +199,7 @@ def test_drawn_noise_is_that_of_linear_step(dtype: torch.dtype, device: torch.de
 def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """What large states take, on small ones."""
     cases = [
-        make_case(device, (2, 3, 8, 8), layout=layout, noise=noise)
+        make_case((2, 3, 8, 8), layout=layout, noise=noise, device=device)
         for layout in ("contiguous", "channels_last")
         for noise in ("drawn", "given")
     ]
@@ -261,7 +213,7 @@ def test_offsets_of_64_bits(device: torch.device, monkeypatch: pytest.MonkeyPatc
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
     for layout in ("contiguous", "channels_last"):
-        x, h, history, coefficients, keywords = make_case(device, (4, 3, 7, 9), layout=layout)
+        x, h, history, coefficients, keywords = make_case((4, 3, 7, 9), layout=layout, device=device)
         whole = solver_step(x, h, history, coefficients, **keywords)
         for b in range(4):
             one = slice(b, b + 1)
@@ -273,7 +225,7 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
 
 
 def test_derivatives_run_on_the_kernel(device: torch.device) -> None:
-    x, h, history, coefficients, keywords = make_case(device, (2, 3, 4, 5), torch.float64, rows=True)
+    x, h, history, coefficients, keywords = make_case((2, 3, 4, 5), torch.float64, rows=True, device=device)
     drawn = {"rng": keywords["rng"], "samples": keywords["samples"]}
     inputs = [t.requires_grad_() for t in (x, h, coefficients, keywords["exponent"], *history)]
 

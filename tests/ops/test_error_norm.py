@@ -12,7 +12,7 @@ from fastscore import _backend, _library, reference
 from fastscore._checks import accumulation_dtype
 from fastscore.ops import error_norm
 from fastscore.ops._unchecked import unchecked
-from fastscore.testing import assert_error_within_budget
+from fastscore.testing.error_norm import assert_parity, make_case
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
 from fastscore.testing.ops import (
     DTYPES,
@@ -33,36 +33,6 @@ KINDS = ("sum", "max")
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 
 
-def make_case(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    terms: int = 3,
-    rows: bool = False,
-    kind: str = "sum",
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor, dict]:
-    """Arguments (terms, coefficients, u, v, keywords) of a call whose result is of order one."""
-    stages = [make_input(shape, layout, dtype=dtype, seed=k) for k in range(terms)]
-    u, v = (make_input(shape, layout, dtype=dtype, scale=0.5, mean=1.0, seed=seed) for seed in (50, 51))
-    coefficients = make_input((len(u), terms) if rows else (terms,), dtype=accumulation_dtype(dtype), seed=90)
-    return stages, coefficients, u, v, {"atol": 0.5, "rtol": 0.4, "kind": kind}
-
-
-def assert_parity(
-    actual: Tensor, terms: list[Tensor], coefficients: Tensor, u: Tensor, v: Tensor, keywords: dict
-) -> None:
-    plain = reference.error_norm(terms, coefficients, u, v, **keywords)
-    if u.dtype == torch.float64:
-        # The oracle rounds as much as the kernel: both make 2 K roundings of the sum and 4 of the scale and quotient,
-        # relative to sum_k |c_k t_k|, and a few in a sum of squares, where rounding errors average out.
-        size = reference.error_norm([t.abs() for t in terms], coefficients.abs(), u, v, **keywords)
-        assert actual.dtype == torch.float64
-        assert ((actual - plain).abs() <= 2 * (2 * len(terms) + 8) * 2.0**-53 * size).all()
-        return
-    wide = [t.double() for t in terms], coefficients.double(), u.double(), v.double()
-    assert_error_within_budget(actual, reference.error_norm(*wide, **keywords), plain, "error_norm")
-
-
 # ------------------------------------------------------------------------------------------------ values
 
 
@@ -76,7 +46,7 @@ def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, kind: str) 
             case = make_case(shape, dtype, layout, rows=rows, kind=kind)
             with _backend.backend("cpu"):
                 actual = error_norm(*case[:4], **case[4])
-            assert_parity(actual, *case)
+            assert_parity(actual, case)
 
 
 @native
@@ -85,7 +55,7 @@ def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, kind: str) 
 def test_parity_by_layout(layout: str, dtype: torch.dtype) -> None:
     for kind in KINDS:
         case = make_case((4, 3, 6, 10), dtype, layout, rows=True, kind=kind)
-        assert_parity(error_norm(*case[:4], **case[4]), *case)
+        assert_parity(error_norm(*case[:4], **case[4]), case)
 
 
 @native
@@ -93,7 +63,7 @@ def test_parity_by_layout(layout: str, dtype: torch.dtype) -> None:
 def test_parity_by_terms(terms: int) -> None:
     for dtype in DTYPES:
         case = make_case((3, 500), dtype, terms=terms, rows=True)
-        assert_parity(error_norm(*case[:4], **case[4]), *case)
+        assert_parity(error_norm(*case[:4], **case[4]), case)
 
 
 @native
@@ -104,7 +74,7 @@ def test_parity_by_tolerance(atol: float, rtol: float, kind: str) -> None:
         *case, _ = make_case((3, 3, 16, 16))
         case[2] = make_input((3, 3, 16, 16), mean=mean, seed=7)
         keywords = {"atol": atol, "rtol": rtol, "kind": kind}
-        assert_parity(error_norm(*case, **keywords), *case, keywords)
+        assert_parity(error_norm(*case, **keywords), (*case, keywords))
 
 
 @native
@@ -272,7 +242,7 @@ def test_every_instruction_set(isa: str, tmp_path) -> None:
     results = run_op_on(isa, "error_norm", [*cases, broken], tmp_path)
     assert torch.isfinite(results.pop()).tolist() == [False, False, False, True]
     for case, actual in zip(cases, results, strict=True):
-        assert_parity(actual, *case)
+        assert_parity(actual, case)
     pairs = len(cases) // 3  # the same cases in both formats
     for dense, last in zip(results[pairs : 2 * pairs], results[2 * pairs :], strict=True):
         assert torch.equal(dense, last)

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from fastscore import _backend, _library, reference
 from fastscore.ops import group_norm_silu
 from fastscore.testing import assert_error_within_budget
+from fastscore.testing.group_norm_silu import eager
 from fastscore.testing.inputs import LAYOUTS, make_input
 from fastscore.testing.ops import DTYPES, run_on
 
@@ -59,30 +60,6 @@ def make_case(
     if layout == "empty":
         case.update({name: case[name][:0] for name in ("add", "scale", "shift") if name in case})
     return case
-
-
-def eager(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    eps: float = 1e-5,
-    silu: bool = True,
-) -> Tensor:
-    """What networks do without this op: one PyTorch operator after the other, in the dtype of x."""
-    pixels = (..., *[None] * (x.dim() - 2))
-    if add is not None:
-        x = x + add[pixels]
-    x = torch.group_norm(x, num_groups, weight, bias, eps)
-    if scale is not None:
-        x = x * (1 + scale[pixels])
-    if shift is not None:
-        x = x + shift[pixels]
-    return F.silu(x) if silu else x
 
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from fastscore._checks import accumulation_dtype
 from fastscore.ops import linear_step, linear_step_
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
+from fastscore.testing.linear_step import make_case
 from fastscore.testing.ops import (
     BAD_HISTORY,
     BAD_NOISE,
@@ -31,26 +32,6 @@ RAW_ = torch.ops.fastscore.linear_step_.default
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
 
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
-
-
-def make_case(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    terms: int = 2,
-    noise: str = "drawn",
-    per_sample: bool = False,
-) -> tuple[Tensor, list[Tensor], Tensor, dict[str, Tensor]]:
-    """Arguments (x, history, coefficients, keywords) of a call."""
-    x = make_input(shape, layout, dtype=dtype)
-    history = [make_input(shape, layout, dtype=dtype, seed=k + 1) for k in range(terms)]
-    batch = x.shape[0]
-    rows = make_input((batch, terms + 2) if per_sample else (terms + 2,), dtype=accumulation_dtype(dtype), seed=90)
-    if noise == "drawn":
-        return x, history, rows, {"rng": RNG, "samples": torch.arange(batch) * 3 + 2**33}
-    if noise == "given":
-        return x, history, rows, {"noise": make_input(shape, layout, dtype=dtype, seed=91)}
-    return x, history, rows, {}
 
 
 def oracle(x: Tensor, history: list[Tensor], coefficients: Tensor, keywords: dict[str, Tensor]) -> Tensor:

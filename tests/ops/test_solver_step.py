@@ -29,6 +29,7 @@ from fastscore.testing.ops import (
     bad_coefficients,
     run_op_on,
 )
+from fastscore.testing.solver_step import C, Case, E, S, call, laid_out, make_case
 from fastscore.testing.traffic import Traffic
 
 RAW = torch.ops.fastscore.solver_step.default
@@ -36,57 +37,8 @@ RAW_ = torch.ops.fastscore.solver_step_.default
 # One element a sample, less than a vector, several tiles, channels-last with and without whole groups of four pixels.
 SHAPES = ((3,), (2, 3), (3, 2163), (2, 3, 8, 8), (5, 3, 7, 9), (2, 5, 33, 31), (2, 300, 2, 3), (2, 3, 4, 5, 6))
 SLOTS = ("p", "q", "c", "a", "b_0")  # then b_1 ... b_K, s, e
-C, S, E = 2, -2, -1  # where c, s and e stand in a row
 
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
-Case = tuple[Tensor, Tensor, list[Tensor], Tensor, dict[str, Tensor]]
-
-
-def make_case(
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    *,
-    terms: int = 1,
-    noise: str = "drawn",
-    rows: bool = False,
-    clip: bool = True,
-    exponent: bool = True,
-) -> Case:
-    """Arguments (x, h, history, coefficients, keywords) of a call; a third of the elements are clamped."""
-    x, h = (make_input(shape, layout, dtype=dtype, seed=seed) for seed in (0, 1))
-    history = [make_input(shape, layout, dtype=dtype, seed=k + 2) for k in range(terms)]
-    weights = [0.9, -0.7, 1.1 if clip else math.inf, 0.4, 0.6, *(-0.3, 0.2, 0.25)[:terms], 0.5, 0.7]
-    coefficients = torch.tensor(weights, dtype=torch.float64)
-    if rows:
-        factors = make_input((x.shape[0], terms + 7), dtype=torch.float64, scale=0.1, mean=1.0, seed=90)
-        coefficients = coefficients * factors
-    keywords = {}
-    if exponent:
-        keywords["exponent"] = make_input(shape, layout, dtype=dtype, seed=92)
-    if noise == "given":
-        keywords["noise"] = make_input(shape, layout, dtype=dtype, seed=91)
-    elif noise == "drawn":
-        keywords |= {"rng": RNG, "samples": torch.arange(x.shape[0]) * 3 + 2**33}
-    return x, h, history, coefficients.to(accumulation_dtype(dtype)), keywords
-
-
-def laid_out(case: Case, layout: str) -> Case:
-    """The same numbers in another memory format, in memory of their own."""
-    x, h, history, coefficients, keywords = case
-    moved = {k: as_layout(v.clone(), layout) if v.is_floating_point() else v for k, v in keywords.items()}
-    return (
-        as_layout(x.clone(), layout),
-        as_layout(h.clone(), layout),
-        [as_layout(m.clone(), layout) for m in history],
-        coefficients,
-        moved,
-    )
-
-
-def call(case: Case, function: Any = solver_step, **more: Any) -> Any:
-    *arguments, keywords = case
-    return function(*arguments, **keywords, **more)
 
 
 def some_rows(case: Case, rows: slice | Tensor) -> Case:
