@@ -37,37 +37,64 @@ using OptionalTensor = std::optional<at::Tensor>;
 namespace fastscore {
 namespace {
 
-void check_device(const at::Tensor& x, at::DeviceType type, const char* launcher, const char* argument = "x") {
-  TORCH_CHECK_VALUE(x.device().type() == type, launcher, ": ", argument, " must be a ", c10::DeviceTypeName(type, true),
+// The raw launchers of one device: what torch dispatches to, with `launch` of that device and no other.
+void check_device(const at::Tensor& x, at::DeviceType type, const char* op, const char* argument = "x") {
+  const std::string name = c10::DeviceTypeName(type, true);
+  TORCH_CHECK_VALUE(x.device().type() == type, op, "_", name, ": ", argument, " must be a ", name,
                     " tensor, got one on ", x.device());
 }
 
-at::Tensor linear_step_cpu(const at::Tensor& x, const std::vector<at::Tensor>& history, const at::Tensor& coefficients,
-                           const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
-  check_device(x, at::kCPU, "linear_step_cpu");
-  return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cpu);
+template <at::DeviceType device, auto launch>
+at::Tensor linear_step_on(const at::Tensor& x, const std::vector<at::Tensor>& history, const at::Tensor& coefficients,
+                          const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
+  check_device(x, device, "linear_step");
+  return linear_step(x, history, coefficients, noise, rng, samples, launch);
 }
 
-std::tuple<at::Tensor, at::Tensor> solver_step_cpu(const at::Tensor& x, const at::Tensor& h,
-                                                   const std::vector<at::Tensor>& history,
-                                                   const at::Tensor& coefficients, const OptionalTensor& exponent,
-                                                   const OptionalTensor& noise, const OptionalTensor& rng,
-                                                   const OptionalTensor& samples) {
-  check_device(x, at::kCPU, "solver_step_cpu");
-  return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, solver_step_launch_cpu);
+template <at::DeviceType device, auto launch>
+std::tuple<at::Tensor, at::Tensor> solver_step_on(const at::Tensor& x, const at::Tensor& h,
+                                                  const std::vector<at::Tensor>& history,
+                                                  const at::Tensor& coefficients, const OptionalTensor& exponent,
+                                                  const OptionalTensor& noise, const OptionalTensor& rng,
+                                                  const OptionalTensor& samples) {
+  check_device(x, device, "solver_step");
+  return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, launch);
 }
 
-at::Tensor langevin_step_cpu(const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients,
-                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
-                             bool per_sample) {
-  check_device(x, at::kCPU, "langevin_step_cpu");
-  return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cpu);
+template <at::DeviceType device, auto launch>
+at::Tensor langevin_step_on(const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients,
+                            const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
+                            bool per_sample) {
+  check_device(x, device, "langevin_step");
+  return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, launch);
 }
 
-at::Tensor error_norm_cpu(const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u,
-                          const at::Tensor& v, double atol, double rtol, std::string_view kind) {
-  check_device(u, at::kCPU, "error_norm_cpu", "u");
-  return error_norm(terms, coefficients, u, v, atol, rtol, kind, error_norm_launch_cpu);
+template <at::DeviceType device, auto launch>
+at::Tensor error_norm_on(const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u,
+                         const at::Tensor& v, double atol, double rtol, std::string_view kind) {
+  check_device(u, device, "error_norm", "u");
+  return error_norm(terms, coefficients, u, v, atol, rtol, kind, launch);
+}
+
+// Gives Python linear_step_cpu or linear_step_cuda, and so on.
+template <at::DeviceType device, auto linear, auto solver, auto langevin, auto error, const GroupNormSiluLaunch& norm>
+void define_launchers(py::module_& m) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  const auto name = [](const char* op) { return op + ("_" + c10::DeviceTypeName(device, true)); };
+  m.def(name("linear_step").c_str(), &linear_step_on<device, linear>, release, py::arg("x"), py::arg("history"),
+        py::arg("coefficients"), py::arg("noise") = py::none(), py::arg("rng") = py::none(),
+        py::arg("samples") = py::none());
+  m.def(name("solver_step").c_str(), &solver_step_on<device, solver>, release, py::arg("x"), py::arg("h"),
+        py::arg("history"), py::arg("coefficients"), py::arg("exponent") = py::none(), py::arg("noise") = py::none(),
+        py::arg("rng") = py::none(), py::arg("samples") = py::none());
+  m.def(name("langevin_step").c_str(), &langevin_step_on<device, langevin>, release, py::arg("x"), py::arg("h"),
+        py::arg("coefficients"), py::arg("noise") = py::none(), py::arg("rng") = py::none(),
+        py::arg("samples") = py::none(), py::arg("per_sample") = false);
+  m.def(name("error_norm").c_str(), &error_norm_on<device, error>, release, py::arg("terms"), py::arg("coefficients"),
+        py::arg("u"), py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
+  m.def(name("group_norm_silu_fwd").c_str(), &GroupNormSiluOn<norm, group_norm_silu_fwd>::call, release);
+  m.def(name("group_norm_silu_bwd").c_str(), &GroupNormSiluOn<norm, group_norm_silu_bwd>::call, release);
+  m.def(name("group_norm_silu_jvp").c_str(), &GroupNormSiluOn<norm, group_norm_silu_jvp>::call, release);
 }
 
 #ifdef FASTSCORE_WITH_CUDA
@@ -140,34 +167,6 @@ void group_norm_silu_run_cuda(const GroupNormSiluCall& call) {
   enqueue(cuda::group_norm_silu, args, call.out, group_norm_silu_launches[static_cast<int>(args.kind)]);
 }
 constexpr GroupNormSiluLaunch group_norm_silu_cuda = {at::kCUDA, group_norm_silu_run_cuda};
-
-at::Tensor linear_step_cuda(const at::Tensor& x, const std::vector<at::Tensor>& history, const at::Tensor& coefficients,
-                            const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
-  check_device(x, at::kCUDA, "linear_step_cuda");
-  return linear_step(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
-}
-
-std::tuple<at::Tensor, at::Tensor> solver_step_cuda(const at::Tensor& x, const at::Tensor& h,
-                                                    const std::vector<at::Tensor>& history,
-                                                    const at::Tensor& coefficients, const OptionalTensor& exponent,
-                                                    const OptionalTensor& noise, const OptionalTensor& rng,
-                                                    const OptionalTensor& samples) {
-  check_device(x, at::kCUDA, "solver_step_cuda");
-  return solver_step(x, h, history, coefficients, exponent, noise, rng, samples, solver_step_launch_cuda);
-}
-
-at::Tensor langevin_step_cuda(const at::Tensor& x, const at::Tensor& h, const at::Tensor& coefficients,
-                              const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
-                              bool per_sample) {
-  check_device(x, at::kCUDA, "langevin_step_cuda");
-  return langevin_step(x, h, coefficients, noise, rng, samples, per_sample, langevin_step_launch_cuda);
-}
-
-at::Tensor error_norm_cuda(const std::vector<at::Tensor>& terms, const at::Tensor& coefficients, const at::Tensor& u,
-                           const at::Tensor& v, double atol, double rtol, std::string_view kind) {
-  check_device(u, at::kCUDA, "error_norm_cuda", "u");
-  return error_norm(terms, coefficients, u, v, atol, rtol, kind, error_norm_launch_cuda);
-}
 #endif
 
 py::dict build_info() {
@@ -269,35 +268,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("launches", &launches, "How often each kernel has run, by op and instruction set or 'cuda'.");
   m.def("reset_launches", &LaunchCounter::reset, "Sets all counts of `launches` to zero.");
 
-  const auto release = py::call_guard<py::gil_scoped_release>();
-  m.def("linear_step_cpu", &linear_step_cpu, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
-        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
-  m.def("error_norm_cpu", &error_norm_cpu, release, py::arg("terms"), py::arg("coefficients"), py::arg("u"),
-        py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
-  m.def("group_norm_silu_fwd_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_fwd>::call, release);
-  m.def("group_norm_silu_bwd_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_bwd>::call, release);
-  m.def("group_norm_silu_jvp_cpu", &GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_jvp>::call, release);
-  m.def("langevin_step_cpu", &langevin_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
-        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
-        py::arg("per_sample") = false);
-  m.def("solver_step_cpu", &solver_step_cpu, release, py::arg("x"), py::arg("h"), py::arg("history"),
-        py::arg("coefficients"), py::arg("exponent") = py::none(), py::arg("noise") = py::none(),
-        py::arg("rng") = py::none(), py::arg("samples") = py::none());
-  m.def("philox_words_cpu", &philox_words_cpu, release, py::arg("rng"), py::arg("samples"), py::arg("first_blocks"),
-        py::arg("count"));
+  m.def("philox_words_cpu", &philox_words_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("rng"),
+        py::arg("samples"), py::arg("first_blocks"), py::arg("count"));
+  define_launchers<at::kCPU, linear_step_launch_cpu, solver_step_launch_cpu, langevin_step_launch_cpu,
+                   error_norm_launch_cpu, group_norm_silu_cpu>(m);
 #ifdef FASTSCORE_WITH_CUDA
-  m.def("group_norm_silu_fwd_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_fwd>::call, release);
-  m.def("group_norm_silu_bwd_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_bwd>::call, release);
-  m.def("group_norm_silu_jvp_cuda", &GroupNormSiluOn<group_norm_silu_cuda, group_norm_silu_jvp>::call, release);
-  m.def("linear_step_cuda", &linear_step_cuda, release, py::arg("x"), py::arg("history"), py::arg("coefficients"),
-        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none());
-  m.def("solver_step_cuda", &solver_step_cuda, release, py::arg("x"), py::arg("h"), py::arg("history"),
-        py::arg("coefficients"), py::arg("exponent") = py::none(), py::arg("noise") = py::none(),
-        py::arg("rng") = py::none(), py::arg("samples") = py::none());
-  m.def("langevin_step_cuda", &langevin_step_cuda, release, py::arg("x"), py::arg("h"), py::arg("coefficients"),
-        py::arg("noise") = py::none(), py::arg("rng") = py::none(), py::arg("samples") = py::none(),
-        py::arg("per_sample") = false);
-  m.def("error_norm_cuda", &error_norm_cuda, release, py::arg("terms"), py::arg("coefficients"), py::arg("u"),
-        py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
+  define_launchers<at::kCUDA, linear_step_launch_cuda, solver_step_launch_cuda, langevin_step_launch_cuda,
+                   error_norm_launch_cuda, group_norm_silu_cuda>(m);
 #endif
 }

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fastscore/dtype.h"
 #include "fastscore/host_device.h"
 
 // Shared memory is declared by these alone, and passed on as SharedPointer<T>: the emulator puts arrays in their place
@@ -97,6 +98,22 @@ __device__ __forceinline__ void divide(std::int64_t n, std::int64_t d, std::int6
     quotient = n / d;
     remainder = n % d;
   }
+}
+
+// f(T{}) for the element type T that `dtype` names.
+template <class F>
+cudaError_t for_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f32:
+      return f(float{});
+    case Dtype::f64:
+      return f(double{});
+    case Dtype::bf16:
+      return f(__nv_bfloat16{});
+    case Dtype::f16:
+      return f(__half{});
+  }
+  return cudaErrorInvalidValue;
 }
 
 // ------------------------------------------------------------------------------------------------ 16-byte access

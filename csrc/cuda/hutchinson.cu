@@ -208,31 +208,11 @@ std::int64_t hutchinson_scratch(const HutchinsonArgs& args) {
 }
 
 cudaError_t hutchinson(const HutchinsonArgs& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return launch_products<float>(args, stream);
-    case Dtype::f64:
-      return launch_products<double>(args, stream);
-    case Dtype::bf16:
-      return launch_products<__nv_bfloat16>(args, stream);
-    case Dtype::f16:
-      return launch_products<__half>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto like) { return launch_products<decltype(like)>(args, stream); });
 }
 
 cudaError_t hutchinson_probe(const HutchinsonProbeArgs& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return launch_probe<float>(args, stream);
-    case Dtype::f64:
-      return launch_probe<double>(args, stream);
-    case Dtype::bf16:
-      return launch_probe<__nv_bfloat16>(args, stream);
-    case Dtype::f16:
-      return launch_probe<__half>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto like) { return launch_probe<decltype(like)>(args, stream); });
 }
 
 }  // namespace fastscore::cuda

@@ -268,17 +268,7 @@ cudaError_t launch_for(const ResampleArgs& args, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t resample(const ResampleArgs& args, cudaStream_t stream) {
-  switch (args.dtype) {
-    case Dtype::f32:
-      return launch_for<float>(args, stream);
-    case Dtype::f64:
-      return launch_for<double>(args, stream);
-    case Dtype::bf16:
-      return launch_for<__nv_bfloat16>(args, stream);
-    case Dtype::f16:
-      return launch_for<__half>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_dtype(args.dtype, [&](auto like) { return launch_for<decltype(like)>(args, stream); });
 }
 
 }  // namespace fastscore::cuda

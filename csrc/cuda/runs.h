@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/device.h"
-#include "fastscore/dtype.h"
 #include "fastscore/philox.h"
 
 namespace fastscore::cuda {
@@ -135,22 +134,6 @@ cudaError_t launch_runs(void (*kernel)(Args, std::int64_t), const Args& args, in
   unsigned blocks;
   if (const cudaError_t error = looping_grid((args.batch * runs + run_threads - 1) / run_threads, blocks)) return error;
   return launch(kernel, blocks, run_threads, 0, stream, args, runs);
-}
-
-// f(T{}) for the element type T that `dtype` names.
-template <class F>
-cudaError_t for_dtype(Dtype dtype, F&& f) {
-  switch (dtype) {
-    case Dtype::f32:
-      return f(float{});
-    case Dtype::f64:
-      return f(double{});
-    case Dtype::bf16:
-      return f(__nv_bfloat16{});
-    case Dtype::f16:
-      return f(__half{});
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace fastscore::cuda
