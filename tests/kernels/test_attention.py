@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore import reference
+from fastscore.kernels import _attention
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import attention
 from fastscore.testing.attention import (
@@ -26,6 +27,7 @@ from fastscore.testing.attention import (
 from fastscore.testing.inputs import make_input
 
 KERNELS = import_module("fastscore.kernels.attention")  # not the function of the same name
+LAUNCHERS = [import_module(f"fastscore.kernels._attention_{kind}") for kind in ("fwd", "jvp", "bwd")]
 SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float64, torch.float16)]
 SHAPES = ((2, 1, 16, 16, 32), (1, 2, 20, 35, 40), (1, 1, 33, 17, 80), (1, 2, 5, 64, 96), (1, 1, 18, 20, 160))
 # queries and keys of a block, widest piece, width of a slice, resident: more than one of each
@@ -40,7 +42,7 @@ CUTS = {
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def choose(name: str) -> None:
-        monkeypatch.setattr(KERNELS, "_plan", lambda *_: KERNELS.Plan(*CUTS[name], 4, 1))
+        monkeypatch.setattr(_attention, "plan_of", lambda *_: _attention.Plan(*CUTS[name], 4, 1))
 
     return choose
 
@@ -54,7 +56,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]
         seen.append((kernel.__name__, args, options))
         launch(kernel, programs, device, *args, **options)
 
-    monkeypatch.setattr(KERNELS, "launch", record)
+    for module in LAUNCHERS:
+        monkeypatch.setattr(module, "launch", record)
     return seen
 
 
@@ -191,7 +194,8 @@ def test_offsets_of_64_bits(quantity: str, device: torch.device, launched: list[
     """What tensors of large strides take, on small ones."""
     case = make_case((1, 2, 18, 19, 24), device=device)
     want = QUANTITIES[quantity](attention, case)
-    monkeypatch.setattr(KERNELS, "_is_wide", lambda *_: True)
+    for module in LAUNCHERS:
+        monkeypatch.setattr(module, "is_wide", lambda *_: True)
     launched.clear()
     got = QUANTITIES[quantity](attention, case)
     assert all(options["wide"] for _, _, options in launched)
@@ -201,8 +205,8 @@ def test_offsets_of_64_bits(quantity: str, device: torch.device, launched: list[
 
 def test_large_strides_take_offsets_of_64_bits(device: torch.device) -> None:
     q = torch.empty_strided((1, 1, 1, 4), (1, 1, 2**22, 1), device="meta")
-    assert KERNELS._is_wide(None, q)
-    assert not KERNELS._is_wide(None, make_case((1, 1, 4, 4, 4), device=device)["q"])
+    assert _attention.is_wide(None, q)
+    assert not _attention.is_wide(None, make_case((1, 1, 4, 4, 4), device=device)["q"])
     values(attention, make_case((1, 1, 1, 1, 4), device=device))
 
 
@@ -299,7 +303,7 @@ def test_float32_is_not_rounded_to_tf32_unless_torch_may(device: torch.device, l
 @pytest.mark.parametrize("largest", [16, 64, 128])
 @pytest.mark.parametrize("size", [1, 16, 32, 40, 72, 80, 96, 160, 320, 512])
 def test_pieces_cover_every_column_once(size: int, largest: int, device: torch.device) -> None:
-    pieces = KERNELS._pieces(size, largest)
+    pieces = _attention.pieces_of(size, largest)
     end = 0
     for start, width, beyond in pieces:
         assert start == end
