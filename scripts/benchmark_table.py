@@ -16,28 +16,42 @@ from typing import Any
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 COMMAND = "pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.json"
 
+Cases = dict[tuple[str, str], dict[str, dict[str, Any]]]  # (op, case) -> contender -> entry
+
 
 def table(data: dict[str, Any]) -> str:
     """Markdown: kernels, one row per case, and samplers beside their peers; times are medians, speed-ups paired."""
-    cases: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    cases: Cases = {}
     for entry in data["benchmarks"]:
         info = entry["extra_info"]
         cases.setdefault((info["op"], info["case"]), {})[info["contender"]] = entry
-    kernels = {key: entries for key, entries in cases.items() if "eager" in entries}
+    fused = {op for (op, _), entries in cases.items() if "sdpa" in entries}  # of these torch has a fused kernel itself
+    kernels = {key: entries for key, entries in cases.items() if "eager" in entries and key[0] not in fused}
+    attention = {key: entries for key, entries in cases.items() if key[0] in fused}
     samplers = {key: entries for key, entries in cases.items() if "peer" in entries}
-    parts = [_kernels(kernels)] * bool(kernels) + [_samplers(samplers)] * bool(samplers)
+    parts = []
+    if kernels:
+        parts.append(_kernels(kernels, "torch.compile"))
+    if attention:
+        parts.append(_kernels(attention, "sdpa"))
+    if samplers:
+        parts.append(_samplers(samplers))
     return "\n\n".join([*parts, _machine(data)])
 
 
-def _kernels(cases: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
+def _kernels(cases: Cases, other: str) -> str:
+    """Cases beside eager and one other contender, which may be missing in some."""
     rows = [
-        "| per call or step | eager | torch.compile | fastscore | against eager | against torch.compile | traffic |",
+        f"| per call or step | eager | {other} | fastscore | against eager | against {other} | traffic |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (op, case), entries in cases.items():
-        cells = [_time(entries[name]["stats"]["median"]) for name in ("eager", "torch.compile", "fastscore")]
         info = entries["fastscore"]["extra_info"]
-        cells += [f"**{info['speedups']['eager']:.1f}x**", f"{info['speedups']['torch.compile']:.1f}x"]
+        cells = [
+            _time(entries[name]["stats"]["median"]) if name in entries else "" for name in ("eager", other, "fastscore")
+        ]
+        cells.append(f"**{info['speedups']['eager']:.1f}x**")
+        cells.append(f"{info['speedups'][other]:.1f}x" if other in entries else "")
         cells.append(
             f"{_sizes(entries['eager']['extra_info']['traffic_in_state_sizes'])} → "
             f"{_sizes(info['traffic_in_state_sizes'])}"
@@ -46,7 +60,7 @@ def _kernels(cases: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
     return "\n".join(rows)
 
 
-def _samplers(cases: dict[tuple[str, str], dict[str, dict[str, Any]]]) -> str:
+def _samplers(cases: Cases) -> str:
     shapes = list(dict.fromkeys(case for _, case in cases))
     head = ["per network call, network left out", "beside", *shapes, f"traffic at {shapes[-1]}"]
     rows = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(shapes) + 1)]

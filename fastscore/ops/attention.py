@@ -105,6 +105,36 @@ def _torch_is_better(q: Tensor, k: Tensor, v: Tensor, residual: Optional, output
     return alone and q.dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= 256
 
 
+def _kept(
+    q: Tensor, k: Tensor, v: Tensor, residual: Optional, scale: float, output_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and what its derivatives need: softmax(...) v where it is not y, and the log-sum-exp."""
+    if not (_torch_can_derive(q) and q.numel() and _torch_is_better(q, k, v, residual, output_scale)):
+        return _op("fwd")(q, k, v, residual, scale, output_scale, True)
+    attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    if not _reference.keeps_attended(residual, output_scale):
+        return attended, q.new_empty(0), lse
+    y = attended if residual is None else attended + residual
+    return y if output_scale == 1 else y * output_scale, attended, lse
+
+
+def _pulled_back(
+    grad_y: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, lse: Tensor, scale: float, output_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    if not (_torch_can_derive(q) and q.numel() and _torch_is_better(q, k, v, None, output_scale)):
+        return _op("bwd")(grad_y, q, k, v, attended, lse, scale, output_scale)
+    g = grad_y if output_scale == 1 else grad_y * output_scale
+    g = g if g.stride(-1) == 1 else g.contiguous()
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return backward(g, q, k, v, attended, lse, 0.0, False, scale=scale)
+
+
+def _torch_can_derive(q: Tensor) -> bool:
+    """Whether torch has a fused gradient that loses no digits: its 16-bit one rounds the weights."""
+    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, scale: object, residual: Optional, output_scale: object) -> None:
     _checks.is_state(_OP, "q", q)
     if q.dim() != 4 or q.shape[1] == 0 or q.shape[3] == 0:
@@ -162,7 +192,7 @@ class _Attention(torch.autograd.Function):
     def forward(  # spelled out: dynamo counts the parameters
         q: Tensor, k: Tensor, v: Tensor, residual: Optional, scale: float, output_scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _op("fwd")(q, k, v, residual, scale, output_scale, True)
+        return _kept(q, k, v, residual, scale, output_scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -177,7 +207,7 @@ class _Attention(torch.autograd.Function):
         needed = ctx.needs_input_grad
         gradients = (None, None, None)
         if needed[0] or needed[1] or needed[2]:
-            gradients = _op("bwd")(grad_y, *ctx.saved_tensors, ctx.scale, ctx.output_scale)
+            gradients = _pulled_back(grad_y, *ctx.saved_tensors, ctx.scale, ctx.output_scale)
         return *_where_needed(gradients, needed), _scaled(grad_y, ctx.output_scale, needed[3]), None, None
 
 
@@ -186,7 +216,7 @@ class _TransformableAttention(_Attention):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _op("fwd")(*args, True)
+        return _kept(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -216,7 +246,7 @@ class _Vjp(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _op("bwd")(*args)
+        return _pulled_back(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -286,7 +316,7 @@ def _gradients(
     """Of q, k and v, by a Function where somebody differentiates them."""
     if needs_function(grad_y, *saved):
         return _Vjp.apply(grad_y, *saved, scale, output_scale)
-    return _op("bwd")(grad_y, *saved, scale, output_scale)
+    return _pulled_back(grad_y, *saved, scale, output_scale)
 
 
 def _where_needed(gradients: Sequence[Optional], needed: Sequence[bool]) -> list[Optional]:

@@ -170,7 +170,8 @@ def test_forward_mode_agrees_with_finite_differences_and_with_reverse_mode():
         return network(y, labels)
 
     out, jvp = torch.func.jvp(f, (x,), (v,))
-    torch.testing.assert_close(out, f(x), rtol=0, atol=0)
+    # attention adds up in another order where there is no tangent; the output is divided by sigmas down to 0.01
+    torch.testing.assert_close(out, f(x), rtol=0, atol=1e-12)
     h = 1e-5
     finite = (f(x + h * v) - f(x - h * v)) / (2 * h)
     # central differences err by h^2 times a third derivative, and by 1e-16 / h
@@ -331,7 +332,7 @@ def test_config_survives_json():
     [
         ((2, 3, 8, 8), 2, r"x must have shape \(B, 2, 8, 8\), got \(2, 3, 8, 8\)"),
         ((2, 2, 8), 2, r"x must have shape \(B, 2, 8, 8\), got \(2, 2, 8\)"),
-        ((2, 2, 8, 8), 1, r"labels must have shape \(2,\), one for every image, got \(1,\)"),
+        ((2, 2, 8, 8), 1, r"labels must have shape \(2,\), one for every sample, got \(1,\)"),
     ],
 )
 def test_wrong_shapes_are_refused(shape, labels, message):
@@ -366,5 +367,5 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_create_refuses_what_is_no_config():
-    with pytest.raises(TypeError, match="config must be an NCSNppConfig or a mapping, got str"):
-        create("ncsnpp")
+    with pytest.raises(TypeError, match="config must be a name, a NetworkConfig or a mapping, got int"):
+        create(3)
