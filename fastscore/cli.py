@@ -169,7 +169,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(
-    sampler: fastscore.Sampler, model: models.NCSNpp, num: int, batch: int, seed: int
+    sampler: fastscore.Sampler, model: models.ScoreNetwork, num: int, batch: int, seed: int
 ) -> tuple[Tensor, int | float]:
     """Samples 0 ... num - 1 of the seed, `batch` at a time, and how often the network was called for one of them."""
     from tqdm import tqdm

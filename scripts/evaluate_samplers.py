@@ -38,7 +38,7 @@ import fastscore
 from benchmark_table import replace
 from digit_classifier import MODEL, WHERE, Digits, Yardstick, load_classifier, read_digits, replace_file, split
 from fastscore import models
-from fastscore.models import NCSNpp
+from fastscore.models import ScoreNetwork
 from fastscore.samplers import EulerMaruyamaSampler, FixedStepSampler, PCSampler, Sampler
 from fastscore.training.data import load_mnist
 
@@ -147,7 +147,7 @@ class Row:
 class Rounded(nn.Module):
     """The network with parameters and activations in a dtype of its own, under a sampler that goes on in float32."""
 
-    def __init__(self, model: NCSNpp, dtype: torch.dtype) -> None:
+    def __init__(self, model: ScoreNetwork, dtype: torch.dtype) -> None:
         super().__init__()
         self.sde, self.convention, self.shape, self.dtype = model.sde, model.convention, model.shape, dtype
         self.model = model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

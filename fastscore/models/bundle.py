@@ -1,7 +1,8 @@
 """Networks as files: weights in safetensors (float16 by default), and a card in JSON that says what they are.
 
-A card is a JSON object: `network` (the options of NCSNppConfig), `sde` and `sde_options`, `convention`, and whatever
-else is worth telling: the seed, the command. It is stored twice: beside the weights for people, inside them for `load`.
+A card is a JSON object: `network` (its options and `architecture`, "ncsnpp" if absent), `sde` and `sde_options`
+(`make_sde`), `convention`, and whatever else is worth telling: the seed, the command. It is stored twice: beside the
+weights for people, inside them for `load`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
+from fastscore.models.base import ScoreNetwork
+from fastscore.models.registry import create
+from fastscore.models.schedules import make_sde
 from fastscore.score import Convention
-from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
-
-SDES: dict[str, type[SDE]] = {"VESDE": VESDE, "VPSDE": VPSDE, "SubVPSDE": SubVPSDE}
 
 
 def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
@@ -38,7 +38,7 @@ def save_bundle(path: Path | str, model: nn.Module, card: dict[str, Any], dtype:
     path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
 
 
-def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSNpp:
+def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> ScoreNetwork:
     """The network of a bundle, with float32 parameters, in eval mode.
 
     It carries `.sde`, `.convention` (`fastscore.score.Convention`), `.shape` (C, H, W), `.config` and `.card`.
@@ -62,7 +62,7 @@ def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSN
         raise ValueError(f"{path} has no card in its metadata: it was not written by save_bundle")
 
     card = json.loads(metadata["card"])
-    model = NCSNpp(NCSNppConfig.from_dict(card["network"]))
+    model = create(card["network"])
     own = model.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or sorted(name for name in own if own[name].shape != state[name].shape)
     if wrong:
@@ -71,7 +71,7 @@ def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> NCSN
             f"shape, the first is {wrong[0]}"
         )
     model.load_state_dict(state)
-    model.sde = SDES[card["sde"]](**card["sde_options"])
+    model.sde = make_sde(card["sde"], card["sde_options"])
     model.convention = Convention(**card["convention"])
     model.card = card
     return model.to(device).eval()

@@ -5,22 +5,20 @@ State-dict keys are those of the published checkpoints: `all_modules.{i}.…` in
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.nn.attention import AttentionBlock
 from fastscore.nn.layers import conv, dense, norm
 from fastscore.nn.resample import Downsample, Resample, Upsample
 from fastscore.nn.residual_block import ResidualBlock
 from fastscore.nn.time_embedding import GaussianFourierProjection, positional_embedding
-from fastscore.score import Convention
-from fastscore.sde import SDE
 
 _CHOICES = {
     "resblock_type": ("biggan", "ddpm"),
@@ -32,7 +30,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class NCSNppConfig:
+class NCSNppConfig(NetworkConfig):
     """Everything that shapes the network; the names are those of the published configurations.
 
     image_size, num_channels: of the data, (B, num_channels, image_size, image_size).
@@ -50,6 +48,8 @@ class NCSNppConfig:
     centered: the data lie in [-1, 1]; False: in [0, 1], and the network maps them to [-1, 1].
     sigma_min, sigma_max, num_scales: the descending buffer `sigmas`.
     """
+
+    architecture: ClassVar[str] = "ncsnpp"
 
     image_size: int = 32
     num_channels: int = 3
@@ -77,26 +77,13 @@ class NCSNppConfig:
     num_scales: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("ch_mult", "attn_resolutions", "fir_kernel"):  # JSON has lists only
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("image_size", "num_channels", "nf", "num_res_blocks", "num_scales"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        self._make_tuples("ch_mult", "attn_resolutions", "fir_kernel")
+        self._check_choices(_CHOICES)
+        self._check_integers("image_size", "num_channels", "nf", "num_res_blocks", "num_scales")
         if self.nf < 4:
             raise ValueError(f"nf must be at least 4 (a normalization group has 4 channels), got {self.nf}")
-        if not self.ch_mult or min(self.ch_mult) < 1:
-            raise ValueError(f"ch_mult must hold one multiplier of at least 1 a level, got {self.ch_mult}")
-        if self.image_size % 2 ** (len(self.ch_mult) - 1):
-            raise ValueError(
-                f"image_size must be divisible by {2 ** (len(self.ch_mult) - 1)} for {len(self.ch_mult)} levels, "
-                f"got {self.image_size}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        self._check_levels("ch_mult", self.image_size)
+        self._check_dropout(self.dropout)
         if self.fir and len(self.fir_kernel) < 2:
             raise ValueError(f"fir_kernel must have at least 2 taps, got {self.fir_kernel}")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -104,17 +91,6 @@ class NCSNppConfig:
                 "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, "
                 f"got {self.sigma_min} and {self.sigma_max}"
             )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NCSNppConfig:
-        """From a parsed JSON object. Raises ValueError on a name that is no option."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(values) - set(names)):
-            raise ValueError(f"unknown option {', '.join(unknown)}; NCSNppConfig has {', '.join(names)}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 class Combine(nn.Module):
@@ -130,18 +106,16 @@ class Combine(nn.Module):
         return image + h if self.method == "sum" else torch.cat([image, h], dim=1)
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(ScoreNetwork):
     """The score network: (B, C, H, W) images and (B,) time labels -> (B, C, H, W), in the dtype of the images.
 
     What the labels and the output mean is set by training; published VE networks take sigma and return the score,
     published VP networks take 999 t and return the noise (`fastscore.score.Convention`).
     """
 
+    config_type = NCSNppConfig
+    config: NCSNppConfig
     sigmas: Tensor
-    # what a trained network carries (`fastscore.models.load`)
-    sde: SDE | None = None
-    convention: Convention | None = None
-    card: dict[str, Any] | None = None
 
     def __init__(self, config: NCSNppConfig):
         super().__init__()
@@ -246,7 +220,7 @@ class NCSNpp(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         c = self.config
-        self._check(x, labels)
+        self._check_input(x, labels)
         layers = iter(self.all_modules)
 
         def resampling(h: Tensor) -> Tensor:
@@ -320,9 +294,3 @@ class NCSNpp(nn.Module):
         h = next(layers)(h)
         image: Tensor = next(layers)(h)
         return image
-
-    def _check(self, x: Tensor, labels: Tensor) -> None:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
-        if labels.shape != x.shape[:1]:
-            raise ValueError(f"labels must have shape ({x.shape[0]},), one for every image, got {tuple(labels.shape)}")

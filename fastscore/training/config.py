@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastscore.models.bundle import SDES
+from fastscore.models.base import NetworkConfig
 from fastscore.models.ncsnpp import NCSNppConfig
+from fastscore.models.registry import config_from_dict
+from fastscore.models.schedules import SDES
 from fastscore.score import Convention
 from fastscore.sde import SDE
 from fastscore.training.losses import WEIGHTINGS
@@ -28,7 +30,7 @@ class TrainingConfig:
     """
 
     name: str
-    network: NCSNppConfig
+    network: NetworkConfig
     sde: str = "VPSDE"
     sde_options: dict[str, float] = field(default_factory=dict)
     convention: Convention = field(default_factory=lambda: Convention("noise", "scaled_time"))
@@ -69,11 +71,11 @@ class TrainingConfig:
         return SDES[self.sde](**self.sde_options)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "network": self.network.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        network, convention = NCSNppConfig.from_dict(values["network"]), Convention(**values["convention"])
+        network, convention = config_from_dict(values["network"]), Convention(**values["convention"])
         return cls(**{**values, "network": network, "convention": convention})
 
 

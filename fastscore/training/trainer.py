@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscore.models.ncsnpp import NCSNpp
+from fastscore.models.registry import create
 from fastscore.training.config import TrainingConfig
 from fastscore.training.data import to_signed_unit
 from fastscore.training.ema import EMA
@@ -49,7 +49,7 @@ class Trainer:
         self.sde = config.make_sde()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = NCSNpp(config.network)
+            self.model = create(config.network)
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model.to(self.device).to(memory_format=self.format).train()
         self.ema = EMA(self.model, config.ema)

@@ -1,0 +1,117 @@
+"""Published configurations by name: options, SDE and convention of the networks that papers trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastscore.models.base import NetworkConfig
+from fastscore.models.ncsnpp import NCSNppConfig
+from fastscore.models.schedules import make_sde
+from fastscore.score import Convention
+from fastscore.sde import SDE
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published configuration.
+
+    Attributes:
+        config: the options of the network.
+        sde, sde_options: name and options of the SDE, for `make_sde`.
+        convention: what the network predicts, and how it is told the time.
+        source: the repository, and the name of the configuration there.
+    """
+
+    config: NetworkConfig
+    sde: str
+    sde_options: dict[str, Any] = field(repr=False)
+    convention: Convention
+    source: str
+
+    def make_sde(self) -> SDE:
+        """The SDE that the network was trained with."""
+        return make_sde(self.sde, self.sde_options)
+
+
+def configs() -> list[str]:
+    """The names that `fastscore.models.create` knows."""
+    return list(PUBLISHED)
+
+
+def describe(name: str) -> Published:
+    """A published configuration. Raises ValueError for an unknown name, and names those that are close."""
+    if name not in PUBLISHED:
+        close = difflib.get_close_matches(name, PUBLISHED, n=4, cutoff=0.5) or list(PUBLISHED)
+        raise ValueError(f"there is no configuration {name!r}; close ones are {', '.join(close)}")
+    return PUBLISHED[name]
+
+
+def _score_sde(config: NCSNppConfig, sde: str, source: str, *, continuous: bool = True) -> Published:
+    options: dict[str, Any]
+    if sde == "VESDE":
+        options = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+        convention = (
+            Convention("score", "sigma") if continuous else Convention("score", "noise_index", config.num_scales)
+        )
+    else:
+        options = {"beta_min": 0.1, "beta_max": 20.0}
+        convention = Convention("noise", "scaled_time")
+        if not continuous:
+            convention = Convention("noise", "chain_index", config.num_scales)
+    return Published(config, sde, options, convention, f"yang-song/score_sde_pytorch configs/{source}")
+
+
+# Song et al. 2021, arXiv 2011.13456, appendix H; in [0, 1] for VE, in [-1, 1] for VP and sub-VP
+_NCSNPP = NCSNppConfig()
+_NCSNPP_VP = dataclasses.replace(_NCSNPP, embedding_type="positional", scale_by_sigma=False, centered=True)
+_DDPMPP = dataclasses.replace(_NCSNPP_VP, fir=False, progressive_input="none")
+_HIGH_RESOLUTION = dataclasses.replace(
+    _NCSNPP,
+    image_size=256,
+    ch_mult=(1, 1, 2, 2, 2, 2, 2),
+    num_res_blocks=2,
+    dropout=0.0,
+    progressive="output_skip",
+    progressive_input="input_skip",
+    sigma_max=378.0,
+    num_scales=2000,
+)
+_MEGAPIXEL = dataclasses.replace(
+    _HIGH_RESOLUTION, image_size=1024, nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1, sigma_max=1348.0
+)
+
+
+def _sigma(config: NCSNppConfig, sigma_max: float) -> NCSNppConfig:
+    return dataclasses.replace(config, sigma_max=sigma_max)
+
+
+def _deep(config: NCSNppConfig) -> NCSNppConfig:
+    return dataclasses.replace(config, num_res_blocks=8)
+
+
+PUBLISHED: dict[str, Published] = {
+    "ncsnpp-cifar10": _score_sde(
+        dataclasses.replace(_NCSNPP, embedding_type="positional"), "VESDE", "ve/cifar10_ncsnpp", continuous=False
+    ),
+    "ncsnpp-cifar10-continuous": _score_sde(_NCSNPP, "VESDE", "ve/cifar10_ncsnpp_continuous"),
+    "ncsnpp-cifar10-deep": _score_sde(_deep(_NCSNPP), "VESDE", "ve/cifar10_ncsnpp_deep_continuous"),
+    "ncsnpp-cifar10-vp": _score_sde(_NCSNPP_VP, "VPSDE", "vp/cifar10_ncsnpp", continuous=False),
+    "ncsnpp-cifar10-vp-continuous": _score_sde(_NCSNPP_VP, "VPSDE", "vp/cifar10_ncsnpp_continuous"),
+    "ncsnpp-cifar10-vp-deep": _score_sde(_deep(_NCSNPP_VP), "VPSDE", "vp/cifar10_ncsnpp_deep_continuous"),
+    "ncsnpp-cifar10-subvp-continuous": _score_sde(_NCSNPP_VP, "SubVPSDE", "subvp/cifar10_ncsnpp_continuous"),
+    "ncsnpp-cifar10-subvp-deep": _score_sde(_deep(_NCSNPP_VP), "SubVPSDE", "subvp/cifar10_ncsnpp_deep_continuous"),
+    "ddpmpp-cifar10": _score_sde(_DDPMPP, "VPSDE", "vp/cifar10_ddpmpp", continuous=False),
+    "ddpmpp-cifar10-continuous": _score_sde(_DDPMPP, "VPSDE", "vp/cifar10_ddpmpp_continuous"),
+    "ddpmpp-cifar10-deep": _score_sde(_deep(_DDPMPP), "VPSDE", "vp/cifar10_ddpmpp_deep_continuous"),
+    "ddpmpp-cifar10-subvp-continuous": _score_sde(_DDPMPP, "SubVPSDE", "subvp/cifar10_ddpmpp_continuous"),
+    "ddpmpp-cifar10-subvp-deep": _score_sde(_deep(_DDPMPP), "SubVPSDE", "subvp/cifar10_ddpmpp_deep_continuous"),
+    "ncsnpp-bedroom-256": _score_sde(_HIGH_RESOLUTION, "VESDE", "ve/bedroom_ncsnpp_continuous"),
+    "ncsnpp-church-256": _score_sde(_sigma(_HIGH_RESOLUTION, 380.0), "VESDE", "ve/church_ncsnpp_continuous"),
+    "ncsnpp-celebahq-256": _score_sde(_sigma(_HIGH_RESOLUTION, 348.0), "VESDE", "ve/celebahq_256_ncsnpp_continuous"),
+    "ncsnpp-ffhq-256": _score_sde(_sigma(_HIGH_RESOLUTION, 348.0), "VESDE", "ve/ffhq_256_ncsnpp_continuous"),
+    "ncsnpp-celebahq-1024": _score_sde(_MEGAPIXEL, "VESDE", "ve/celebahq_ncsnpp_continuous"),
+    "ncsnpp-ffhq-1024": _score_sde(_MEGAPIXEL, "VESDE", "ve/ffhq_ncsnpp_continuous"),
+}

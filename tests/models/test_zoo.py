@@ -1,0 +1,77 @@
+"""Names of published configurations: what they are made of, and that they make networks."""
+
+import json
+
+import pytest
+import torch
+
+from fastscore import models
+from fastscore.models.schedules import make_sde
+from fastscore.schedule import DiscreteVPSDE
+from fastscore.score import Convention
+from fastscore.sde import VESDE, VPSDE, SubVPSDE
+
+
+def meta(config):
+    """The network without memory for its parameters."""
+    with torch.device("meta"):
+        return models.create(config)
+
+
+@pytest.mark.parametrize("name", models.configs())
+def test_every_name_says_all_and_its_options_survive_json(name):
+    published = models.describe(name)
+    options = json.loads(json.dumps(published.config.to_dict()))
+    assert models.registry.config_from_dict(options) == published.config
+    assert options["architecture"] in models.ARCHITECTURES
+    sde = published.make_sde()
+    t = torch.tensor(0.5, dtype=torch.float64)
+    assert all(torch.isfinite(c) for c in published.convention.coefficients(sde, t, "score"))
+    repository, _, where = published.source.partition(" ")
+    assert repository.count("/") == 1
+    assert where
+
+
+@pytest.mark.parametrize(
+    ("name", "sde", "convention"),
+    [
+        ("ncsnpp-cifar10", VESDE(0.01, 50.0), Convention("score", "noise_index", 1000)),
+        ("ncsnpp-cifar10-continuous", VESDE(0.01, 50.0), Convention("score", "sigma")),
+        ("ddpmpp-cifar10", VPSDE(0.1, 20.0), Convention("noise", "chain_index", 1000)),
+        ("ddpmpp-cifar10-deep", VPSDE(0.1, 20.0), Convention("noise", "scaled_time")),
+        ("ncsnpp-cifar10-subvp-deep", SubVPSDE(0.1, 20.0), Convention("noise", "scaled_time")),
+        ("ncsnpp-ffhq-1024", VESDE(0.01, 1348.0), Convention("score", "sigma")),
+        ("ncsnpp-church-256", VESDE(0.01, 380.0), Convention("score", "sigma")),
+    ],
+)
+def test_a_name_gives_network_sde_and_convention(name, sde, convention):
+    network = meta(name)
+    assert network.config == models.describe(name).config
+    assert (network.sde, network.convention) == (sde, convention)
+    if isinstance(sde, VESDE):
+        assert (network.config.sigma_min, network.config.sigma_max) == (sde.sigma_min, sde.sigma_max)
+    assert network.config.centered is not isinstance(sde, VESDE)
+
+
+def test_unknown_name_lists_close_ones():
+    with pytest.raises(ValueError, match=r"no configuration 'ncsnpp-cifar-deep'; close ones are ncsnpp-cifar10-deep,"):
+        models.create("ncsnpp-cifar-deep")
+    with pytest.raises(ValueError, match=r"no configuration 'zzz'; close ones are .*ncsnpp-cifar10"):
+        models.create("zzz")
+
+
+def test_unknown_architecture():
+    with pytest.raises(ValueError, match=r"architecture must be one of ncsnpp, .*got 'vit'"):
+        models.create({"architecture": "vit"})
+    with pytest.raises(ValueError, match="architecture must be 'ncsnpp' for NCSNppConfig, got 'adm'"):
+        models.NCSNppConfig.from_dict({"architecture": "adm"})
+
+
+def test_sde_of_a_card():
+    assert make_sde("VPSDE", {"beta_min": 0.2, "beta_max": 10.0}) == VPSDE(0.2, 10.0)
+    sde = make_sde("DiscreteVPSDE", {"schedule": "linear", "n": 10, "beta_end": 0.1})
+    assert torch.equal(sde.log_alphas, DiscreteVPSDE.linear(10, 1e-4, 0.1).log_alphas)
+    with pytest.raises(ValueError, match="sde must be one of VESDE, VPSDE, SubVPSDE, DiscreteVPSDE, got 'OU'"):
+        make_sde("OU", {})
+    with pytest.raises(ValueError, match="schedule must be one of linear, scaled_linear, cosine, sqrt, got None"):
+        make_sde("DiscreteVPSDE", {})
