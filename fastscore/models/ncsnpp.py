@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ (Song et al. 2021, arXiv 2011.13456, Appendix H): one U-Net, told apart by its options.
+"""NCSN++, DDPM++ and DDPM as in score_sde (Song et al. 2021, arXiv 2011.13456, Appendix H): one U-Net with options.
 
 State-dict keys are those of the published checkpoints: `all_modules.{i}.…` in order of construction, and `sigmas`.
 """
@@ -39,6 +39,7 @@ class NCSNppConfig(NetworkConfig):
     resblock_type: "biggan" (resampling inside the blocks) or "ddpm" (between them, with a convolution if
         `resamp_with_conv`).
     fir, fir_kernel: anti-aliased resampling by this 1-D filter.
+    num_groups: of every normalization; None: groups of four channels, at most 32 of them.
     skip_rescale: divide sums of two branches by sqrt(2).
     progressive, progressive_input, progressive_combine: the output and input pyramids ("output_skip" / "input_skip":
         images added or concatenated at every level; "residual": convolved features).
@@ -75,12 +76,15 @@ class NCSNppConfig(NetworkConfig):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     num_scales: int = 1000
+    num_groups: int | None = None
 
     def __post_init__(self) -> None:
         self._make_tuples("ch_mult", "attn_resolutions", "fir_kernel")
         self._check_choices(_CHOICES)
         self._check_integers("image_size", "num_channels", "nf", "num_res_blocks", "num_scales")
-        if self.nf < 4:
+        if self.num_groups is not None:
+            self._check_integers("num_groups")
+        elif self.nf < 4:
             raise ValueError(f"nf must be at least 4 (a normalization group has 4 channels), got {self.nf}")
         self._check_levels("ch_mult", self.image_size)
         self._check_dropout(self.dropout)
@@ -155,6 +159,7 @@ class NCSNpp(ScoreNetwork):
                 dropout=c.dropout,
                 skip_scale=self._skip_scale,
                 init_scale=c.init_scale,
+                num_groups=c.num_groups,
             )
 
         def resampling(channels: int, resample: type[Resample]) -> nn.Module:
@@ -163,10 +168,12 @@ class NCSNpp(ScoreNetwork):
             return resample(channels, with_conv=c.resamp_with_conv, **self._fir())
 
         def attention(channels: int) -> nn.Module:
-            return AttentionBlock(channels, skip_scale=self._skip_scale, init_scale=c.init_scale)
+            return AttentionBlock(
+                channels, skip_scale=self._skip_scale, init_scale=c.init_scale, num_groups=c.num_groups
+            )
 
         def to_image(channels: int, out_channels: int, scale: float) -> list[nn.Module]:
-            return [norm(channels, silu=True), conv(channels, out_channels, scale=scale)]
+            return [norm(channels, silu=True, num_groups=c.num_groups), conv(channels, out_channels, scale=scale)]
 
         if c.embedding_type == "fourier":
             made += [GaussianFourierProjection(c.nf, c.fourier_scale)]

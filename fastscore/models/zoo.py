@@ -68,6 +68,10 @@ def _score_sde(config: NCSNppConfig, sde: str, source: str, *, continuous: bool 
 _NCSNPP = NCSNppConfig()
 _NCSNPP_VP = dataclasses.replace(_NCSNPP, embedding_type="positional", scale_by_sigma=False, centered=True)
 _DDPMPP = dataclasses.replace(_NCSNPP_VP, fir=False, progressive_input="none")
+_DDPM = dataclasses.replace(
+    _DDPMPP, resblock_type="ddpm", num_res_blocks=2, fir=False, skip_rescale=False, num_groups=32
+)
+_DDPM_256 = dataclasses.replace(_DDPM, image_size=256, ch_mult=(1, 1, 2, 2, 4, 4), dropout=0.0, sigma_max=378.0)
 _HIGH_RESOLUTION = dataclasses.replace(
     _NCSNPP,
     image_size=256,
@@ -108,6 +112,15 @@ PUBLISHED: dict[str, Published] = {
     "ddpmpp-cifar10-deep": _score_sde(_deep(_DDPMPP), "VPSDE", "vp/cifar10_ddpmpp_deep_continuous"),
     "ddpmpp-cifar10-subvp-continuous": _score_sde(_DDPMPP, "SubVPSDE", "subvp/cifar10_ddpmpp_continuous"),
     "ddpmpp-cifar10-subvp-deep": _score_sde(_deep(_DDPMPP), "SubVPSDE", "subvp/cifar10_ddpmpp_deep_continuous"),
+    "ddpm-cifar10": _score_sde(_DDPM, "VPSDE", "vp/ddpm/cifar10", continuous=False),
+    "ddpm-cifar10-continuous": _score_sde(_DDPM, "VPSDE", "vp/ddpm/cifar10_continuous"),
+    "ddpm-cifar10-subvp-continuous": _score_sde(_DDPM, "SubVPSDE", "subvp/cifar10_ddpm_continuous"),
+    "ddpm-cifar10-ve": _score_sde(
+        dataclasses.replace(_DDPM, scale_by_sigma=True, centered=False), "VESDE", "ve/cifar10_ddpm", continuous=False
+    ),
+    "ddpm-bedroom-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/bedroom", continuous=False),
+    "ddpm-church-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/church", continuous=False),
+    "ddpm-celebahq-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/celebahq", continuous=False),
     "ncsnpp-bedroom-256": _score_sde(_HIGH_RESOLUTION, "VESDE", "ve/bedroom_ncsnpp_continuous"),
     "ncsnpp-church-256": _score_sde(_sigma(_HIGH_RESOLUTION, 380.0), "VESDE", "ve/church_ncsnpp_continuous"),
     "ncsnpp-celebahq-256": _score_sde(_sigma(_HIGH_RESOLUTION, 348.0), "VESDE", "ve/celebahq_256_ncsnpp_continuous"),

@@ -11,9 +11,11 @@ from fastscore.ops import attention
 class AttentionBlock(nn.Module):
     """x + attention(GroupNorm(x)): (B, C, H, W) -> the same. `skip_scale` multiplies the sum."""
 
-    def __init__(self, channels: int, *, skip_scale: float = 1.0, init_scale: float = 0.0):
+    def __init__(
+        self, channels: int, *, skip_scale: float = 1.0, init_scale: float = 0.0, num_groups: int | None = None
+    ):
         super().__init__()
-        self.GroupNorm_0 = norm(channels, silu=False)
+        self.GroupNorm_0 = norm(channels, silu=False, num_groups=num_groups)
         self.NIN_0 = NIN(channels, channels)
         self.NIN_1 = NIN(channels, channels)
         self.NIN_2 = NIN(channels, channels)

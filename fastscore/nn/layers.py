@@ -43,12 +43,12 @@ def dense(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-def norm(channels: int, *, silu: bool) -> GroupNormSiLU:
-    """GroupNorm with four channels in a group, at most 32 groups; then SiLU or not.
+def norm(channels: int, *, silu: bool, num_groups: int | None = None) -> GroupNormSiLU:
+    """GroupNorm in `num_groups` (None: groups of four channels, at most 32 of them); then SiLU or not.
 
     Raises ValueError if the groups do not divide the channels.
     """
-    groups = min(channels // 4, 32)
+    groups = min(channels // 4, 32) if num_groups is None else num_groups
     if groups < 1 or channels % groups:
         raise ValueError(
             f"nf and ch_mult make a layer of {channels} channels, which cannot be normalized in {groups} groups: "

@@ -16,7 +16,7 @@ class ResidualBlock(nn.Module):
 
     kind "biggan": a `resample` by two sits in both branches (Brock et al. 2019), and the shortcut is a 1x1 convolution
     `Conv_2`; "ddpm": the image size stays, and the shortcut is a matrix `NIN_0`. Either is there only where the shape
-    changes. `skip_scale` multiplies the sum of both branches.
+    changes. `skip_scale` multiplies the sum of both branches. `num_groups` is that of `fastscore.nn.layers.norm`.
     """
 
     def __init__(
@@ -30,13 +30,14 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
         skip_scale: float = 1.0,
         init_scale: float = 0.0,
+        num_groups: int | None = None,
     ):
         super().__init__()
-        self.GroupNorm_0 = norm(in_channels, silu=True)
+        self.GroupNorm_0 = norm(in_channels, silu=True, num_groups=num_groups)
         self.Conv_0 = conv(in_channels, out_channels)
         if embedding is not None:
             self.Dense_0 = dense(embedding, out_channels)
-        self.GroupNorm_1 = norm(out_channels, silu=True)
+        self.GroupNorm_1 = norm(out_channels, silu=True, num_groups=num_groups)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = conv(out_channels, out_channels, scale=init_scale)
         self.resample: Callable[[Tensor], Tensor] | None = resample

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastscore.models import NCSNpp, NCSNppConfig, create
 from fastscore.models import ncsnpp as ncsnpp_module
+from fastscore.testing.golden_networks import load_networks
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "networks"
-CASES = {case["id"]: case for case in json.loads((GOLDEN / "score_sde.json").read_text())["cases"]}
+CASES = load_networks(Path(__file__).parents[1] / "golden" / "networks", "score_sde")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -26,22 +25,17 @@ def one_thread(threads):
         yield
 
 
-def golden_network(case, dtype=torch.float32):
-    published = {**case["config"]["model"], **case["config"]["data"]}
+DDPM = {  # what the published options of "ddpm" leave unsaid
+    **{"resblock_type": "ddpm", "fir": False, "skip_rescale": False, "num_groups": 32},
+    **{"progressive_input": "none", "embedding_type": "positional"},
+}
+
+
+def golden_network(case):
+    published = {**case.config["model"], **case.config["data"]}
     names = {field.name for field in dataclasses.fields(NCSNppConfig)}
-    network = NCSNpp(NCSNppConfig.from_dict({k: v for k, v in published.items() if k in names})).eval()
-    tensors = load_file(GOLDEN / case["file"])
-    prefix = case["state_dict"]["prefix"]
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    network.to(dtype).load_state_dict(state)
-    return network, tensors
-
-
-def out_and_vjp(network, tensors, dtype, memory_format=torch.contiguous_format):
-    x = tensors["x"].to(dtype).contiguous(memory_format=memory_format).requires_grad_()
-    out = network.to(memory_format=memory_format)(x, tensors["labels"])
-    (vjp,) = torch.autograd.grad(out, x, tensors["probe"].to(dtype))
-    return out.detach(), vjp
+    options = {k: v for k, v in published.items() if k in names} | (DDPM if published["name"] == "ddpm" else {})
+    return NCSNpp(NCSNppConfig.from_dict(options))
 
 
 def relative(actual, expected):
@@ -51,12 +45,7 @@ def relative(actual, expected):
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", CASES)
 def test_golden_float32(name, memory_format):
-    network, tensors = golden_network(CASES[name])
-    out, vjp = out_and_vjp(network, tensors, torch.float32, FORMATS[memory_format])
-    # the float32 noise of the published code itself, from its README; phases of the Fourier features amplify rounding
-    fourier = CASES[name]["config"]["model"]["embedding_type"] == "fourier"
-    assert relative(out, tensors["out"]) < (5e-5 if fourier else 1e-5)
-    assert relative(vjp, tensors["vjp"]) < (1e-4 if fourier else 3e-5)
+    CASES[name].assert_agrees(golden_network(CASES[name]), FORMATS[memory_format])
 
 
 def published_positional_embedding(labels, features, dtype):
@@ -69,22 +58,19 @@ def published_positional_embedding(labels, features, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_golden_float64(name, monkeypatch):
     monkeypatch.setattr(ncsnpp_module, "positional_embedding", published_positional_embedding)
-    network, tensors = golden_network(CASES[name], torch.float64)
-    out, vjp = out_and_vjp(network, tensors, torch.float64)
+    out, vjp = CASES[name].evaluate(golden_network(CASES[name]), torch.float64)
     # sums of up to 1e3 terms in another order
-    assert relative(out, tensors["out_f64"]) < 1e-13
-    assert relative(vjp, tensors["vjp_f64"]) < 1e-13
+    assert relative(out, CASES[name].tensors["out_f64"]) < 1e-13
+    assert relative(vjp, CASES[name].tensors["vjp_f64"]) < 1e-13
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_keys_and_order_are_the_published_ones(name):
-    network, tensors = golden_network(CASES[name])
-    expected = CASES[name]["state_dict"]
-    assert list(network.state_dict()) == expected["keys_in_order"]
+    case, network = CASES[name], golden_network(CASES[name])
+    assert list(network.state_dict()) == list(case.state_dict)
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    assert trained == expected["parameters_requires_grad_order"]
-    fresh = NCSNpp(network.config).sigmas
-    torch.testing.assert_close(fresh, tensors["state_dict/sigmas"], rtol=1e-14, atol=0)
+    assert trained == case.trained
+    torch.testing.assert_close(network.sigmas, case.state_dict["sigmas"], rtol=1e-14, atol=0)
 
 
 DDPMPP = {
@@ -94,23 +80,6 @@ DDPMPP = {
     "scale_by_sigma": False,
     "centered": True,
 }
-
-
-@pytest.mark.parametrize(
-    ("options", "parameters", "tensors"),
-    [
-        pytest.param({}, 62.76, 571, id="ncsnpp-cifar10"),
-        pytest.param({"num_res_blocks": 8}, 107.59, 963, id="ncsnpp-deep-cifar10"),
-        pytest.param(DDPMPP, 61.80, 564, id="ddpmpp-cifar10"),
-        pytest.param({**DDPMPP, "num_res_blocks": 8}, 106.63, 956, id="ddpmpp-deep-cifar10"),
-    ],
-)
-def test_published_sizes(options, parameters, tensors):
-    with torch.device("meta"):
-        network = create(options)
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
-    assert len(list(network.parameters())) == tensors
-    assert len(network.state_dict()) == tensors + 1  # and `sigmas`
 
 
 SMALL = {"image_size": 8, "num_channels": 2, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
@@ -356,6 +325,8 @@ def test_wrong_shapes_are_refused(shape, labels, message):
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"fir_kernel": (1,)}, "fir_kernel must have at least 2 taps"),
         ({"sigma_min": 60.0}, "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got 60.0 and 50.0"),
+        ({"num_groups": 0}, "num_groups must be an integer of at least 1, got 0"),
+        ({"num_groups": 3}, "nf and ch_mult make a layer of 8 channels, which cannot be normalized in 3 groups"),
         ({"nf": 9}, "nf and ch_mult make a layer of 9 channels, which cannot be normalized in 2 groups"),
         ({"nf": 24, "ch_mult": (1, 5)}, "nf and ch_mult make a layer of 240 channels, .* in 32 groups"),
         ({"channels": 3}, "unknown option channels; NCSNppConfig has image_size, num_channels"),

@@ -53,6 +53,23 @@ def test_a_name_gives_network_sde_and_convention(name, sde, convention):
     assert network.config.centered is not isinstance(sde, VESDE)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [
+        ("ncsnpp-cifar10-continuous", 62.76, 571),
+        ("ncsnpp-cifar10-deep", 107.59, 963),
+        ("ddpmpp-cifar10-continuous", 61.80, 564),
+        ("ddpmpp-cifar10-deep", 106.63, 956),
+        ("ddpm-cifar10", 35.22, 308),
+    ],
+)
+def test_published_sizes_of_score_sde(name, parameters, tensors):
+    network = meta(name)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert len(list(network.parameters())) == tensors
+    assert len(network.state_dict()) == tensors + 1  # and `sigmas`
+
+
 def test_unknown_name_lists_close_ones():
     with pytest.raises(ValueError, match=r"no configuration 'ncsnpp-cifar-deep'; close ones are ncsnpp-cifar10-deep,"):
         models.create("ncsnpp-cifar-deep")
