@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
 from fastscore.reference._strides import is_dense
 from fastscore.reference.error_norm import error_norm as _error_norm
@@ -69,6 +71,25 @@ def _launcher(kernel: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"fastscore.kernels.{kernel}"), name)(*args, **keywords)
 
     return launch
+
+
+def _show_to_compiler(library: torch.library.Library, name: str) -> None:
+    """torch.compile sees the Triton kernels of an op on CUDA tensors, and not the op; torch.export keeps the op.
+
+    The rule is that of `torch.library.triton_op`. That one would define the op by `custom_op`, whose eager calls take
+    several times longer. Its launcher may call torch and `launch` alone, and pass kernels no tensor inside a tuple.
+    """
+
+    def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+        known = all(t is Tensor or issubclass(t, (FakeTensor, FunctionalTensor)) for t in types)
+        if args[0].device.type != "cuda" or not known or custom_triton_ops_decomposition_disabled():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return _KERNELS[name](*args, **(kwargs or {}))
+
+    torch.library.register_torch_dispatch(f"{library.ns}::{name}", FunctionalTensorMode, rule, lib=library)
 
 
 def _has_kernel(name: str, key: str) -> bool:
@@ -413,3 +434,8 @@ OVERLOADS: dict[str | None, dict[str, torch._ops.OpOverload]] = {
 for _name in _KERNELS:
     if TRITON and _name not in OVERLOADS["cuda"]:
         _LIBRARY.impl(_name, _KERNELS[_name], "CUDA")
+# Others gain nothing: a compiler has nothing to fuse into kernels that sum.
+for _name in ("linear_step", "linear_step_", "solver_step", "solver_step_"):
+    _show_to_compiler(_TRITON, _name)
+    if TRITON and _name not in OVERLOADS["cuda"]:
+        _show_to_compiler(_LIBRARY, _name)

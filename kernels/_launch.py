@@ -11,8 +11,16 @@ LAUNCHES: Counter[str] = Counter()
 """How often each kernel was started, by its name: what tests look at to see which backend ran."""
 
 
+def warps_of(threads: int) -> int:
+    """Warps of a program of so many threads."""
+    return threads // (64 if torch.version.hip else 32)
+
+
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
     """Start `programs` instances of a Triton kernel on the current stream of `device`."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None:  # torch.compile traces
+        torch.library.wrap_triton(kernel)[(programs,)](*args, **options)
+        return
     LAUNCHES[kernel.__name__] += 1
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

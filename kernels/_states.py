@@ -56,6 +56,12 @@ def operand(tensor: Tensor, layout: Layout) -> Operand:
     return Operand(tensor, layout.size if tensor.shape[0] == 1 else tensor.stride(0))
 
 
+def one_by_one(operands: Sequence[Operand], most: int) -> tuple[Tensor | int | None, ...]:
+    """Up to `most` operands as a kernel takes them, tensors before strides: torch.compile sees no tensor in a tuple."""
+    missing = [None] * (most - len(operands))
+    return *(o.tensor for o in operands), *missing, *(o.stride for o in operands), *missing
+
+
 def warps(x: Tensor, layout: Layout) -> int:
     """Of a program: few enough that a thread has 16 bytes of a contiguous tensor, with 64 threads to a warp as well."""
     return max(BLOCK * x.element_size() // 1024, 4 if layout.channels == 1 else 8)

