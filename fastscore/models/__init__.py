@@ -6,14 +6,20 @@ from pathlib import Path
 
 import torch
 
+from fastscore.models.adm import ADM, ADMConfig
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.bundle import load_bundle, save_bundle
+from fastscore.models.ddim import DDIMConfig, DDIMUNet
 from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
 from fastscore.models.registry import ARCHITECTURES, create
 from fastscore.models.zoo import Published, configs, describe
 
 __all__ = [
+    "ADM",
     "ARCHITECTURES",
+    "ADMConfig",
+    "DDIMConfig",
+    "DDIMUNet",
     "NCSNpp",
     "NCSNppConfig",
     "NetworkConfig",

@@ -56,11 +56,11 @@ class NetworkConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
-    def _check_levels(self, name: str, image_size: int) -> None:
+    def _check_levels(self, name: str, image_size: int, least: float = 1) -> None:
         """Option `name` holds a multiplier of the channels for every level of a U-Net, each half as large."""
         multipliers = getattr(self, name)
-        if not multipliers or min(multipliers) < 1:
-            raise ValueError(f"{name} must hold one multiplier of at least 1 a level, got {multipliers}")
+        if not multipliers or min(multipliers) < least:
+            raise ValueError(f"{name} must hold one multiplier of at least {least} a level, got {multipliers}")
         if image_size % 2 ** (len(multipliers) - 1):
             raise ValueError(
                 f"image_size must be divisible by {2 ** (len(multipliers) - 1)} for {len(multipliers)} levels, "

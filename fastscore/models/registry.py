@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastscore.models import zoo
+from fastscore.models.adm import ADM
 from fastscore.models.base import NetworkConfig, ScoreNetwork
+from fastscore.models.ddim import DDIMUNet
 from fastscore.models.ncsnpp import NCSNpp
 
-ARCHITECTURES: dict[str, type[ScoreNetwork]] = {network.config_type.architecture: network for network in (NCSNpp,)}
+_NETWORKS: tuple[type[ScoreNetwork], ...] = (NCSNpp, DDIMUNet, ADM)
+ARCHITECTURES = {network.config_type.architecture: network for network in _NETWORKS}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> NetworkConfig:

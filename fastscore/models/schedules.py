@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fastscore.schedule import DiscreteVPSDE
 from fastscore.sde import SDE, VESDE, VPSDE, SubVPSDE
 
@@ -31,5 +33,6 @@ def make_sde(name: str, options: Mapping[str, Any]) -> SDE:
     schedule = options.pop("schedule", None)
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}")
-    sde: SDE = getattr(DiscreteVPSDE, schedule)(**options)
+    with torch.device("cpu"):  # coefficients belong to the host wherever the network is made
+        sde: SDE = getattr(DiscreteVPSDE, schedule)(**options)
     return sde

@@ -7,7 +7,9 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastscore.models.adm import ADMConfig
 from fastscore.models.base import NetworkConfig
+from fastscore.models.ddim import DDIMConfig
 from fastscore.models.ncsnpp import NCSNppConfig
 from fastscore.models.schedules import make_sde
 from fastscore.score import Convention
@@ -96,6 +98,67 @@ def _deep(config: NCSNppConfig) -> NCSNppConfig:
     return dataclasses.replace(config, num_res_blocks=8)
 
 
+def _ddim(config: DDIMConfig, source: str) -> Published:
+    """1000 linear betas from 1e-4 to 0.02; data in [-1, 1] (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    options = {"schedule": "linear", "n": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    return Published(
+        config, "DiscreteVPSDE", options, Convention("noise", "timestep"), f"ermongroup/ddim configs/{source}"
+    )
+
+
+_DDIM = DDIMConfig()
+_DDIM_256 = dataclasses.replace(_DDIM, image_size=256, ch_mult=(1, 1, 2, 2, 4, 4), dropout=0.0)
+
+
+def _adm(config: ADMConfig, weights: str, schedule: str = "linear") -> Published:
+    """1000 levels, all of which are kept; data in [-1, 1]; `weights` is the name of the published file."""
+    options = {"schedule": schedule, "n": 1000, "min_log_snr": None}
+    source = f"openai/guided-diffusion README, {weights}.pt"
+    return Published(config, "DiscreteVPSDE", options, Convention("noise", "timestep"), source)
+
+
+def _attended(image_size: int) -> tuple[int, ...]:
+    """Factors of downsampling to 32, 16 and 8 pixels."""
+    return tuple(image_size // size for size in (32, 16, 8))
+
+
+# Dhariwal and Nichol 2021, arXiv 2105.05233, table 11
+_ADM_256 = ADMConfig(
+    image_size=256,
+    model_channels=256,
+    channel_mult=(1, 1, 2, 2, 4, 4),
+    num_res_blocks=2,
+    attention_resolutions=_attended(256),
+    num_head_channels=64,
+    resblock_updown=True,
+)
+_ADM_LSUN = dataclasses.replace(_ADM_256, dropout=0.1)
+_ADM_IMAGENET_256 = dataclasses.replace(_ADM_256, num_classes=1000)
+_ADM_IMAGENET_64 = dataclasses.replace(
+    _ADM_IMAGENET_256,
+    image_size=64,
+    model_channels=192,
+    channel_mult=(1, 2, 3, 4),
+    num_res_blocks=3,
+    attention_resolutions=_attended(64),
+    dropout=0.1,
+    use_new_attention_order=True,
+)
+_ADM_IMAGENET_128 = dataclasses.replace(
+    _ADM_IMAGENET_256,
+    image_size=128,
+    channel_mult=(1, 1, 2, 3, 4),
+    attention_resolutions=_attended(128),
+    num_heads=4,
+    num_head_channels=None,
+)
+_ADM_IMAGENET_512 = dataclasses.replace(
+    _ADM_IMAGENET_256,
+    image_size=512,
+    channel_mult=(0.5, 1, 1, 2, 2, 4, 4),
+    attention_resolutions=_attended(512),
+)
+
 PUBLISHED: dict[str, Published] = {
     "ncsnpp-cifar10": _score_sde(
         dataclasses.replace(_NCSNPP, embedding_type="positional"), "VESDE", "ve/cifar10_ncsnpp", continuous=False
@@ -127,4 +190,16 @@ PUBLISHED: dict[str, Published] = {
     "ncsnpp-ffhq-256": _score_sde(_sigma(_HIGH_RESOLUTION, 348.0), "VESDE", "ve/ffhq_256_ncsnpp_continuous"),
     "ncsnpp-celebahq-1024": _score_sde(_MEGAPIXEL, "VESDE", "ve/celebahq_ncsnpp_continuous"),
     "ncsnpp-ffhq-1024": _score_sde(_MEGAPIXEL, "VESDE", "ve/ffhq_ncsnpp_continuous"),
+    "ddim-cifar10": _ddim(_DDIM, "cifar10.yml"),
+    "ddim-celeba-64": _ddim(dataclasses.replace(_DDIM, image_size=64, ch_mult=(1, 2, 2, 2, 4)), "celeba.yml"),
+    "ddim-bedroom-256": _ddim(_DDIM_256, "bedroom.yml"),
+    "ddim-church-256": _ddim(_DDIM_256, "church.yml"),
+    "adm-imagenet-64": _adm(_ADM_IMAGENET_64, "64x64_diffusion", "cosine"),
+    "adm-imagenet-128": _adm(_ADM_IMAGENET_128, "128x128_diffusion"),
+    "adm-imagenet-256": _adm(_ADM_IMAGENET_256, "256x256_diffusion"),
+    "adm-imagenet-256-uncond": _adm(_ADM_256, "256x256_diffusion_uncond"),
+    "adm-imagenet-512": _adm(_ADM_IMAGENET_512, "512x512_diffusion"),
+    "adm-bedroom-256": _adm(_ADM_LSUN, "lsun_bedroom"),
+    "adm-cat-256": _adm(_ADM_LSUN, "lsun_cat"),
+    "adm-horse-256": _adm(_ADM_LSUN, "lsun_horse"),
 }

@@ -43,18 +43,19 @@ def dense(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-def norm(channels: int, *, silu: bool, num_groups: int | None = None) -> GroupNormSiLU:
+def norm(channels: int, *, silu: bool, num_groups: int | None = None, eps: float = 1e-6) -> GroupNormSiLU:
     """GroupNorm in `num_groups` (None: groups of four channels, at most 32 of them); then SiLU or not.
 
     Raises ValueError if the groups do not divide the channels.
     """
     groups = min(channels // 4, 32) if num_groups is None else num_groups
     if groups < 1 or channels % groups:
+        widths = "4, and of 32 above 128 (two layers are joined on the way up)" if num_groups is None else groups
         raise ValueError(
-            f"nf and ch_mult make a layer of {channels} channels, which cannot be normalized in {groups} groups: "
-            "choose multiples of 4, and of 32 above 128 (two layers are joined on the way up)"
+            f"a layer of {channels} channels cannot be normalized in {groups} groups: choose the base width and its "
+            f"multipliers so that all layers are multiples of {widths}"
         )
-    return GroupNormSiLU(groups, channels, eps=1e-6, silu=silu)
+    return GroupNormSiLU(groups, channels, eps=eps, silu=silu)
 
 
 class NIN(nn.Module):

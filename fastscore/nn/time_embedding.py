@@ -13,16 +13,24 @@ import torch
 from torch import Tensor, nn
 
 
-def positional_embedding(labels: Tensor, features: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[sin, cos] of labels * 10000^(-k / (features/2 - 1)), k = 0 .. features/2 - 1 (Ho et al. 2020).
+def positional_embedding(
+    labels: Tensor,
+    features: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    freq_shift: int = 1,
+    flip_sin_to_cos: bool = False,
+) -> Tensor:
+    """[sin, cos] of labels * 10000^(-k / (features/2 - freq_shift)), k = 0 .. features/2 - 1 (Ho et al. 2020).
 
-    labels: (B,), any real or integer dtype. Returns (B, features); an odd count is filled up with a zero column.
+    labels: (B,), any real or integer dtype. flip_sin_to_cos: [cos, sin], which ADM has with a freq_shift of 0.
+    Returns (B, features); an odd count is filled up with a zero column.
     """
     half = features // 2
     k = torch.arange(half, dtype=torch.float64, device=labels.device)
-    phase = labels.double()[:, None] * torch.exp(k * (-math.log(10000.0) / max(half - 1, 1)))
-    embedding = torch.cat([phase.sin(), phase.cos()], dim=1).to(dtype)
-    return nn.functional.pad(embedding, (0, features % 2))
+    phase = labels.double()[:, None] * torch.exp(k * (-math.log(10000.0) / max(half - freq_shift, 1)))
+    waves = (phase.cos(), phase.sin()) if flip_sin_to_cos else (phase.sin(), phase.cos())
+    return nn.functional.pad(torch.cat(waves, dim=1).to(dtype), (0, features % 2))
 
 
 class GaussianFourierProjection(nn.Module):

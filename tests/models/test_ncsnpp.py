@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from fastscore.testing.golden_networks import load_networks
 
 CASES = load_networks(Path(__file__).parents[1] / "golden" / "networks", "score_sde")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """The tensors are tiny: on a busy machine a second thread costs more than all else."""
-    with threads(1):
-        yield
 
 
 DDPM = {  # what the published options of "ddpm" leave unsaid
@@ -48,15 +40,8 @@ def test_golden_float32(name, memory_format):
     CASES[name].assert_agrees(golden_network(CASES[name]), FORMATS[memory_format])
 
 
-def published_positional_embedding(labels, features, dtype):
-    """The published code computes these sinusoids in float32 even when all else is float64."""
-    half = features // 2
-    phase = labels.float()[:, None] * torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
-    return torch.cat([phase.sin(), phase.cos()], dim=1).to(dtype)
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_golden_float64(name, monkeypatch):
+def test_golden_float64(name, monkeypatch, published_positional_embedding):
     monkeypatch.setattr(ncsnpp_module, "positional_embedding", published_positional_embedding)
     out, vjp = CASES[name].evaluate(golden_network(CASES[name]), torch.float64)
     # sums of up to 1e3 terms in another order
@@ -326,9 +311,9 @@ def test_wrong_shapes_are_refused(shape, labels, message):
         ({"fir_kernel": (1,)}, "fir_kernel must have at least 2 taps"),
         ({"sigma_min": 60.0}, "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got 60.0 and 50.0"),
         ({"num_groups": 0}, "num_groups must be an integer of at least 1, got 0"),
-        ({"num_groups": 3}, "nf and ch_mult make a layer of 8 channels, which cannot be normalized in 3 groups"),
-        ({"nf": 9}, "nf and ch_mult make a layer of 9 channels, which cannot be normalized in 2 groups"),
-        ({"nf": 24, "ch_mult": (1, 5)}, "nf and ch_mult make a layer of 240 channels, .* in 32 groups"),
+        ({"num_groups": 3}, "a layer of 8 channels cannot be normalized in 3 groups"),
+        ({"nf": 9}, "a layer of 9 channels cannot be normalized in 2 groups"),
+        ({"nf": 24, "ch_mult": (1, 5)}, "a layer of 240 channels .* in 32 groups"),
         ({"channels": 3}, "unknown option channels; NCSNppConfig has image_size, num_channels"),
     ],
 )

@@ -41,6 +41,7 @@ def test_every_name_says_all_and_its_options_survive_json(name):
         ("ddpmpp-cifar10-deep", VPSDE(0.1, 20.0), Convention("noise", "scaled_time")),
         ("ncsnpp-cifar10-subvp-deep", SubVPSDE(0.1, 20.0), Convention("noise", "scaled_time")),
         ("ncsnpp-ffhq-1024", VESDE(0.01, 1348.0), Convention("score", "sigma")),
+        ("ddpm-celebahq-256", VPSDE(0.1, 20.0), Convention("noise", "chain_index", 1000)),
         ("ncsnpp-church-256", VESDE(0.01, 380.0), Convention("score", "sigma")),
     ],
 )
@@ -70,11 +71,52 @@ def test_published_sizes_of_score_sde(name, parameters, tensors):
     assert len(network.state_dict()) == tensors + 1  # and `sigmas`
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [
+        ("ddim-cifar10", 35.75, 328),  # as many as diffusers counts in its layout
+        ("ddim-celeba-64", 78.70, None),
+        ("ddim-bedroom-256", 113.67, None),
+    ],
+)
+def test_published_sizes_of_ddim(name, parameters, tensors):
+    network = meta(name)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
+    assert tensors is None or len(network.state_dict()) == tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("adm-imagenet-64", 295.90),
+        ("adm-imagenet-128", 421.53),
+        ("adm-imagenet-256", 553.84),
+        ("adm-imagenet-256-uncond", 552.81),
+        ("adm-imagenet-512", 559.00),
+    ],
+)
+def test_published_sizes_of_adm(name, parameters):
+    """Table 11 of arXiv 2105.05233 has 296, 422, 554 and 559 million."""
+    assert sum(p.numel() for p in meta(name).parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
+
+
 def test_unknown_name_lists_close_ones():
     with pytest.raises(ValueError, match=r"no configuration 'ncsnpp-cifar-deep'; close ones are ncsnpp-cifar10-deep,"):
         models.create("ncsnpp-cifar-deep")
     with pytest.raises(ValueError, match=r"no configuration 'zzz'; close ones are .*ncsnpp-cifar10"):
         models.create("zzz")
+
+
+def test_discrete_schedules_are_those_of_the_training():
+    linear, cosine = meta("ddim-church-256").sde, meta("adm-imagenet-64").sde
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    torch.testing.assert_close(linear.log_alphas, 0.5 * torch.log1p(-betas).cumsum(0), rtol=1e-12, atol=0)
+    assert torch.equal(meta("adm-imagenet-256").sde.log_alphas, linear.log_alphas)
+    alpha_bar = torch.cos((torch.arange(1, 1000) / 1000 + 0.008).double() / 1.008 * torch.pi / 2).square()
+    alpha_bar = alpha_bar / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2, dtype=torch.float64)).square()
+    # arXiv 2102.09672, eq. 17; its last beta is clipped
+    torch.testing.assert_close(2 * cosine.log_alphas[:-1], alpha_bar.log(), rtol=1e-5, atol=0)
+    assert cosine.num_timesteps == 1000
 
 
 def test_unknown_architecture():

@@ -46,5 +46,5 @@ def test_groups_of_the_norm(channels, groups):
 
 @pytest.mark.parametrize("channels", [3, 9, 144])
 def test_channels_that_do_not_divide_are_refused(channels):
-    with pytest.raises(ValueError, match=f"nf and ch_mult make a layer of {channels} channels"):
+    with pytest.raises(ValueError, match=f"a layer of {channels} channels cannot be normalized"):
         norm(channels, silu=True)

@@ -21,6 +21,16 @@ def test_positional_embedding(dtype):
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 6.0e-8)
 
 
+def test_positional_embedding_of_adm():
+    labels = torch.tensor([0.0, 7.0, 999.0], dtype=torch.float64)
+    frequencies = [10000 ** (-k / 4) for k in range(4)]
+    expected = torch.tensor(
+        [[f(t * w) for f in (math.cos, math.sin) for w in frequencies] for t in labels.tolist()], dtype=torch.float64
+    )
+    out = positional_embedding(labels, 8, torch.float64, freq_shift=0, flip_sin_to_cos=True)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+
+
 def test_positional_embedding_takes_integers_and_odd_widths():
     out = positional_embedding(torch.tensor([3, 4]), 7)
     assert out.shape == (2, 7)
