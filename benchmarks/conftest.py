@@ -7,6 +7,8 @@ replays them. Tables and JSON are pytest-benchmark's own; `extra_info` adds spee
 
     pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.json
     python scripts/benchmark_table.py out/benchmarks.json README.md
+
+The tensors are on a GPU where there is one, unless `--device cpu` is given.
 """
 
 import os
@@ -50,17 +52,38 @@ class ReplayClock:
 CLOCK = ReplayClock()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), help="what to measure on; cuda where there is one, else cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _device(config)  # says at once if there is none of that kind
+
+
+def _device(config: pytest.Config) -> torch.device:
+    name = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no CUDA device")
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """Where the tensors of every case are."""
+    return _device(pytestconfig)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK))
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    machine_info["fastscore"] = machine()
+    machine_info["fastscore"] = machine(_device(config))
 
 
-def pytest_report_header() -> list[str]:
-    found = machine()
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    found = machine(_device(config))
     lines = ["measured on " + ", ".join(f"{key} {value}" for key, value in found.items())]
     if found["load"] > 0.5:
         lines.append(f"OTHER WORK IS RUNNING (load {found['load']}): do not quote these numbers")

@@ -21,11 +21,11 @@ def _eager(terms: list[Tensor], coefficients: Tensor, u: Tensor, v: Tensor) -> T
     return (error / scale).square().flatten(1).mean(1).sqrt()
 
 
-def _case(shape: tuple[int, ...]) -> Case:
-    terms = [make_input(shape, seed=k) for k in range(TERMS)]
-    u, v = (make_input(shape, seed=seed) for seed in (50, 51))
-    coefficients = make_input((TERMS,), scale=0.01, seed=90)
-    fused_by_compiler = compiled(_eager)
+def _case(shape: tuple[int, ...], device: torch.device) -> Case:
+    terms = [make_input(shape, device=device, seed=k) for k in range(TERMS)]
+    u, v = (make_input(shape, device=device, seed=seed) for seed in (50, 51))
+    coefficients = make_input((TERMS,), device=device, scale=0.01, seed=90)
+    fused_by_compiler = compiled(_eager, device)
 
     def check() -> None:
         fused = error_norm(terms, coefficients, u, v, atol=ATOL, rtol=RTOL)
@@ -46,5 +46,5 @@ def _case(shape: tuple[int, ...]) -> Case:
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 32, 32), (16, 3, 256, 256)], ids=str)
-def test_error_norm(report, shape, contender):
-    report(_case(shape), contender)
+def test_error_norm(report, shape, contender, device):
+    report(_case(shape, device), contender)

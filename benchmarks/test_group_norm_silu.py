@@ -42,12 +42,12 @@ def _gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias:
 MODES = {"forward": _forward, "gradients": _gradients}
 
 
-def _case(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mode: str) -> Case:
-    x, grad = (make_input(shape, layout, dtype=dtype, seed=seed) for seed in (0, 3))
-    weight, bias = (0.1 * make_input(shape[1:2], dtype=dtype, seed=seed) for seed in (1, 2))
+def _case(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mode: str, device: torch.device) -> Case:
+    x, grad = (make_input(shape, layout, dtype=dtype, device=device, seed=seed) for seed in (0, 3))
+    weight, bias = (0.1 * make_input(shape[1:2], dtype=dtype, device=device, seed=seed) for seed in (1, 2))
     tensors = (x, 1 + weight, bias, grad)  # weights as after initialization, a little moved
     call = MODES[mode]
-    functions = {"eager": _eager, "torch.compile": compiled(_eager), "fastscore": _fused}
+    functions = {"eager": _eager, "torch.compile": compiled(_eager, device), "fastscore": _fused}
 
     def check() -> None:
         torch._dynamo.reset()  # it keeps at most eight versions of `_eager`, and then gives up compiling it
@@ -78,5 +78,5 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}-{case[3]}")
-def test_group_norm_silu(report, case, contender):
-    report(_case(*case), contender)
+def test_group_norm_silu(report, case, contender, device):
+    report(_case(*case, device), contender)

@@ -16,11 +16,11 @@ def _stored(jvp: Tensor, eps: Tensor) -> Tensor:
     return (eps * jvp).flatten(2).sum(2).mean(0)
 
 
-def _case(shape: tuple[int, ...], kind: str) -> Case:
-    jvp = make_input(shape)
-    rng, samples = torch.tensor([7, 1]), torch.arange(shape[1])
+def _case(shape: tuple[int, ...], kind: str, device: torch.device) -> Case:
+    jvp = make_input(shape, device=device)
+    rng, samples = torch.tensor([7, 1], device=device), torch.arange(shape[1], device=device)
     eps = hutchinson_probe(shape[1:], rng, samples, shape[0], kind)
-    by_compiler = compiled(_stored)
+    by_compiler = compiled(_stored, device)
 
     def check() -> None:
         exact = _stored(jvp.double(), hutchinson_probe(shape[1:], rng, samples, shape[0], kind, torch.float64))
@@ -40,13 +40,13 @@ def _case(shape: tuple[int, ...], kind: str) -> Case:
     )
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "one-probe": lambda: _case((1, 16, 3, 32, 32), "rademacher"),
-    "eight-probes": lambda: _case((8, 16, 3, 32, 32), "rademacher"),
-    "eight-gaussian": lambda: _case((8, 16, 3, 32, 32), "gaussian"),
+CASES: dict[str, Callable[[torch.device], Case]] = {
+    "one-probe": lambda device: _case((1, 16, 3, 32, 32), "rademacher", device),
+    "eight-probes": lambda device: _case((8, 16, 3, 32, 32), "rademacher", device),
+    "eight-gaussian": lambda device: _case((8, 16, 3, 32, 32), "gaussian", device),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hutchinson(report, name, contender):
-    report(CASES[name](), contender)
+def test_hutchinson(report, name, contender, device):
+    report(CASES[name](device), contender)

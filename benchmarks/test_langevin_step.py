@@ -21,11 +21,11 @@ def _eager(x: Tensor, score: Tensor, noise: Tensor | None = None) -> Tensor:
     return x + step * score + torch.sqrt(2 * step) * noise
 
 
-def _case(shape: tuple[int, ...]) -> Case:
-    x, score, noise = (make_input(shape, seed=seed) for seed in range(3))
-    coefficients = torch.tensor([0.0, 1.0, 2 * ALPHA * SNR**2])
-    rng, samples = torch.tensor([7, 1]), torch.arange(shape[0])
-    fused_by_compiler = compiled(_eager)
+def _case(shape: tuple[int, ...], device: torch.device) -> Case:
+    x, score, noise = (make_input(shape, device=device, seed=seed) for seed in range(3))
+    coefficients = torch.tensor([0.0, 1.0, 2 * ALPHA * SNR**2], device=device)
+    rng, samples = torch.tensor([7, 1], device=device), torch.arange(shape[0], device=device)
+    fused_by_compiler = compiled(_eager, device)
 
     def check() -> None:
         fused = langevin_step(x, score, coefficients, noise=noise)
@@ -46,5 +46,5 @@ def _case(shape: tuple[int, ...]) -> Case:
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 32, 32), (16, 3, 256, 256)], ids=str)
-def test_langevin_step(report, shape, contender):
-    report(_case(shape), contender)
+def test_langevin_step(report, shape, contender, device):
+    report(_case(shape, device), contender)

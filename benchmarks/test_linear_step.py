@@ -21,13 +21,15 @@ def _eager(x: Tensor, history: list[Tensor], coefficients: Tensor, draw: bool) -
     return out
 
 
-def _case(shape: tuple[int, ...], outputs: int, draw: bool, dtype: torch.dtype = torch.float32) -> Case:
-    x = make_input(shape, dtype=dtype)
-    history = [make_input(shape, dtype=dtype, seed=k + 1) for k in range(outputs)]
-    coefficients = torch.tensor([0.98, *(0.4, -0.3, 0.2)[:outputs], 0.1])
-    rng, samples = torch.tensor([7, 1]), torch.arange(shape[0])
+def _case(
+    shape: tuple[int, ...], outputs: int, draw: bool, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Case:
+    x = make_input(shape, dtype=dtype, device=device)
+    history = [make_input(shape, dtype=dtype, device=device, seed=k + 1) for k in range(outputs)]
+    coefficients = torch.tensor([0.98, *(0.4, -0.3, 0.2)[:outputs], 0.1], device=device)
+    rng, samples = torch.tensor([7, 1], device=device), torch.arange(shape[0], device=device)
     drawn = {"rng": rng, "samples": samples} if draw else {}
-    fused_by_compiler = compiled(_eager)
+    fused_by_compiler = compiled(_eager, device)
 
     def check() -> None:
         # z is set apart: the three contenders draw different noise, and its own tests hold the generator
@@ -54,15 +56,15 @@ def _case(shape: tuple[int, ...], outputs: int, draw: bool, dtype: torch.dtype =
     )
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "stochastic": lambda: _case((16, 3, 32, 32), 1, draw=True),
-    "deterministic": lambda: _case((16, 3, 32, 32), 1, draw=False),
-    "multistep": lambda: _case((16, 3, 32, 32), 3, draw=False),
-    "large": lambda: _case((16, 3, 256, 256), 1, draw=True),
-    "large-bfloat16": lambda: _case((16, 3, 256, 256), 1, draw=True, dtype=torch.bfloat16),
+CASES: dict[str, Callable[[torch.device], Case]] = {
+    "stochastic": lambda device: _case((16, 3, 32, 32), 1, True, device),
+    "deterministic": lambda device: _case((16, 3, 32, 32), 1, False, device),
+    "multistep": lambda device: _case((16, 3, 32, 32), 3, False, device),
+    "large": lambda device: _case((16, 3, 256, 256), 1, True, device),
+    "large-bfloat16": lambda device: _case((16, 3, 256, 256), 1, True, device, dtype=torch.bfloat16),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_linear_step(report, name, contender):
-    report(CASES[name](), contender)
+def test_linear_step(report, name, contender, device):
+    report(CASES[name](device), contender)

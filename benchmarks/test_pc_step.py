@@ -34,12 +34,13 @@ def _rows(v: Tensor) -> Tensor:
 class PublishedVE:
     """Reverse diffusion and Langevin for the VE SDE (Song et al. 2021, appendix E, algorithms 2 and 4)."""
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, n: int = STEPS) -> None:
-        self.sigma_min, self.sigma_max, self.n = sigma_min, sigma_max, n
+    def __init__(self, device: torch.device, sigma_min: float = 0.01, sigma_max: float = 50.0, n: int = STEPS) -> None:
+        self.device, self.sigma_min, self.sigma_max, self.n = device, sigma_min, sigma_max, n
         self.to(torch.float32)
 
     def to(self, dtype: torch.dtype) -> "PublishedVE":
-        self.sigmas = torch.exp(torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), self.n, dtype=dtype))
+        ends = math.log(self.sigma_min), math.log(self.sigma_max)
+        self.sigmas = torch.exp(torch.linspace(*ends, self.n, dtype=dtype, device=self.device))
         return self
 
     def score(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
@@ -61,12 +62,13 @@ class PublishedVE:
 class PublishedVP:
     """The same for the VP SDE (algorithms 3 and 5); the network predicts the noise, std in float32 as published."""
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, n: int = STEPS) -> None:
-        self.beta_min, self.beta_max, self.n = beta_min, beta_max, n
+    def __init__(self, device: torch.device, beta_min: float = 0.1, beta_max: float = 20.0, n: int = STEPS) -> None:
+        self.device, self.beta_min, self.beta_max, self.n = device, beta_min, beta_max, n
         self.to(torch.float32)
 
     def to(self, dtype: torch.dtype) -> "PublishedVP":
-        self.betas = torch.linspace(self.beta_min / self.n, self.beta_max / self.n, self.n, dtype=dtype)
+        ends = self.beta_min / self.n, self.beta_max / self.n
+        self.betas = torch.linspace(*ends, self.n, dtype=dtype, device=self.device)
         self.alphas = 1 - self.betas
         return self
 
@@ -112,27 +114,27 @@ def _published_loop(
     sde: Published, network: Network, x: Tensor, eps: float, step: Callable = _published_step
 ) -> Tensor:
     mean = x
-    for t in torch.linspace(1, eps, sde.n):
-        x, mean = step(sde, network, x, torch.ones(x.shape[0]) * t)
+    for t in torch.linspace(1, eps, sde.n, device=x.device):
+        x, mean = step(sde, network, x, torch.ones(x.shape[0], device=x.device) * t)
     return mean
 
 
-def _case(name: str) -> Case:
+def _case(name: str, device: torch.device) -> Case:
     sde = {"VE": VESDE(), "VP": VPSDE()}[name]
-    published: Published = {"VE": PublishedVE, "VP": PublishedVP}[name]()
+    published: Published = {"VE": PublishedVE, "VP": PublishedVP}[name](device)
     eps = sde.sampling_eps
-    output = make_input(SHAPE, seed=1)
+    output = make_input(SHAPE, device=device, seed=1)
 
     def network(x: Tensor, label: Tensor) -> Tensor:
         return output
 
-    start = sde.prior_sample(SHAPE, noise=PhiloxNoise(0))
+    start = sde.prior_sample(SHAPE, noise=PhiloxNoise(0), device=device)
     sampler = PCSampler(sde, network, "reverse_diffusion", "langevin", snr=SNR, steps=STEPS)
-    fused_by_compiler = compiled(lambda x, t: _published_step(published, network, x, t))
+    fused_by_compiler = compiled(lambda x, t: _published_step(published, network, x, t), device)
 
     def check() -> None:
         """Under the same noise, PCSampler errs no more than twice as much as the published loop, against float64."""
-        recorded = [make_input(SHAPE, seed=100 + i) for i in range(2 * STEPS)]
+        recorded = [make_input(SHAPE, device=device, seed=100 + i) for i in range(2 * STEPS)]
 
         def replay(dtype: torch.dtype) -> Tensor:
             noise = iter(recorded)
@@ -164,5 +166,5 @@ def _case(name: str) -> Case:
 
 
 @pytest.mark.parametrize("sde", ["VE", "VP"])
-def test_pc_step(report, sde, contender):
-    report(_case(sde), contender)
+def test_pc_step(report, sde, contender, device):
+    report(_case(sde, device), contender)

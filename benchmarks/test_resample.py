@@ -30,9 +30,9 @@ def _convolved(x: Tensor, mode: str) -> Tensor:
     return F.conv2d(x, weight, padding=2, groups=x.shape[1])
 
 
-def _case(shape: tuple[int, ...], layout: str, mode: str, gradient: bool) -> Case:
-    x = make_input(shape, layout).requires_grad_(gradient)
-    taps, grad = TAPS.to(x), make_input(tuple(_convolved(x, mode).shape), layout, seed=1)
+def _case(shape: tuple[int, ...], layout: str, mode: str, gradient: bool, device: torch.device) -> Case:
+    x = make_input(shape, layout, device=device).requires_grad_(gradient)
+    taps, grad = TAPS.to(x), make_input(tuple(_convolved(x, mode).shape), layout, device=device, seed=1)
 
     def fused(x: Tensor) -> Tensor:
         return resample(x, taps, **OPTIONS[mode])
@@ -42,7 +42,7 @@ def _case(shape: tuple[int, ...], layout: str, mode: str, gradient: bool) -> Cas
 
     contenders = {
         "eager": of(lambda x: _convolved(x, mode)),
-        "torch.compile": of(compiled(lambda x: _convolved(x, mode))),
+        "torch.compile": of(compiled(lambda x: _convolved(x, mode), device)),
         "fastscore": of(fused),
     }
 
@@ -66,5 +66,5 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[1]}-{case[2]}{'-gradient' * case[3]}")
-def test_resample(report, case, contender):
-    report(_case(*case), contender)
+def test_resample(report, case, contender, device):
+    report(_case(*case, device), contender)

@@ -51,9 +51,9 @@ class Duel:
     convention: Convention = field(default_factory=lambda: Convention("denoised", "sigma"))
 
 
-def in_turn(shape: tuple[int, ...], count: int) -> Network:
+def in_turn(shape: tuple[int, ...], count: int, device: torch.device) -> Network:
     """A network that costs nothing: one of the tensors that it holds, in turn; near at hand, as an output just made."""
-    held = itertools.cycle([make_input(shape, seed=i) for i in range(count)])
+    held = itertools.cycle([make_input(shape, device=device, seed=i) for i in range(count)])
     return lambda x, label: next(held)
 
 
@@ -67,7 +67,7 @@ def smooth(x: Tensor, label: Any) -> Tensor:
 def k_peer(function: str, **options: Any) -> Callable[[Network, Tensor], Tensor]:
     def run(network: Network, x: Tensor) -> Tensor:
         sampling = k_diffusion_sampling()
-        sigmas = sampling.get_sigmas_karras(STEPS, *SIGMAS)
+        sigmas = sampling.get_sigmas_karras(STEPS, *SIGMAS, device=x.device)
         return getattr(sampling, function)(network, x, sigmas, disable=True, **options)
 
     return run
@@ -94,7 +94,7 @@ def diffusers_peer(scheduler_name: str, **config: Any) -> Callable[[Network, Ten
     scheduler = getattr(diffusers, scheduler_name)(1000, 1e-4, 0.02, "linear", **config)
 
     def run(network: Network, x: Tensor) -> Tensor:
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(STEPS, device=x.device)
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t), t, x).prev_sample
         return x
@@ -123,10 +123,10 @@ def score_sde_ve(network: Network, x: Tensor) -> Tensor:
     import diffusers
 
     scheduler = diffusers.ScoreSdeVeScheduler(STEPS, snr=0.16, sigma_max=50.0)
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(STEPS, device=x.device)
     scheduler.set_sigmas(STEPS)
     for i, t in enumerate(scheduler.timesteps):
-        label = scheduler.sigmas[i] * torch.ones(x.shape[0])
+        label = scheduler.sigmas[i] * torch.ones(x.shape[0], device=x.device)
         x = scheduler.step_correct(network(x, label), x).prev_sample
         x = scheduler.step_pred(network(x, label), t, x).prev_sample
     return x
@@ -146,7 +146,7 @@ def torchdiffeq_peer(method: str, **options: Any) -> Callable[[Network, Tensor],
     def run(network: Network, x: Tensor) -> Tensor:
         from torchdiffeq import odeint
 
-        times = torch.linspace(1, 1e-3, 2 if options else STEPS + 1)
+        times = torch.linspace(1, 1e-3, 2 if options else STEPS + 1, device=x.device)
         return odeint(drift(network), x, times, method=method, **options)[-1]
 
     return run
@@ -158,11 +158,11 @@ def scipy_peer(network: Network, x: Tensor) -> Tensor:
     function = drift(network)
 
     def flat(t: float, y: np.ndarray) -> np.ndarray:
-        state = torch.from_numpy(y.reshape(x.shape)).to(torch.float32)
-        return function(torch.tensor(t), state).numpy().reshape(-1)
+        state = torch.from_numpy(y.reshape(x.shape)).to(x)
+        return function(torch.tensor(t, device=x.device), state).cpu().numpy().reshape(-1)
 
-    y = solve_ivp(flat, (1.0, 1e-3), x.numpy().reshape(-1), rtol=1e-5, atol=1e-5, method="RK45").y[:, -1]
-    return torch.from_numpy(y.reshape(x.shape)).to(torch.float32)
+    y = solve_ivp(flat, (1.0, 1e-3), x.cpu().numpy().reshape(-1), rtol=1e-5, atol=1e-5, method="RK45").y[:, -1]
+    return torch.from_numpy(y.reshape(x.shape)).to(x)
 
 
 def ode(name: str, ours: dict[str, Any], peer: Any, about: str, agrees: bool = True) -> Duel:
@@ -231,12 +231,12 @@ def calls_of(run: Callable[[Network, Tensor], object], network: Network, x: Tens
     return count
 
 
-def _case(duel: Duel, shape: tuple[int, ...]) -> Case:
-    start = make_input(shape, seed=50) * duel.sde.prior_std
+def _case(duel: Duel, shape: tuple[int, ...], device: torch.device) -> Case:
+    start = make_input(shape, device=device, seed=50) * duel.sde.prior_std
     make = {"sde": duel.sde, "convention": duel.convention} | duel.options
     network = smooth
     if not duel.smooth:  # as many as are in use at a time, and the new one
-        network = in_turn(shape, 1 + fastscore.sampler(duel.name, model=smooth, **make).plan().memory)
+        network = in_turn(shape, 1 + fastscore.sampler(duel.name, model=smooth, **make).plan().memory, device)
     samplers = {function: fastscore.sampler(duel.name, model=function, **make) for function in (network, smooth)}
 
     def check() -> None:
@@ -268,5 +268,5 @@ def _case(duel: Duel, shape: tuple[int, ...]) -> Case:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("duel", DUELS, ids=lambda duel: f"{duel.name}-{duel.about.split('`')[1]}")
-def test_sampler(report, duel, shape, contender):
-    report(_case(duel, shape), contender)
+def test_sampler(report, duel, shape, contender, device):
+    report(_case(duel, shape, device), contender)

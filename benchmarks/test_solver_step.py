@@ -29,9 +29,9 @@ def _ddpm(x: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
     return mean + torch.exp(0.5 * log_variance) * noise
 
 
-def _ddpm_case(shape: tuple[int, ...]) -> Case:
-    x, noise = make_input(shape), make_input(shape, seed=1)
-    output = make_input((shape[0], 2 * shape[1], *shape[2:]), seed=2)
+def _ddpm_case(shape: tuple[int, ...], device: torch.device) -> Case:
+    x, noise = (make_input(shape, device=device, seed=seed) for seed in range(2))
+    output = make_input((shape[0], 2 * shape[1], *shape[2:]), device=device, seed=2)
     eps, v = output.chunk(2, 1)
     row = torch.tensor(
         [
@@ -40,11 +40,12 @@ def _ddpm_case(shape: tuple[int, ...]) -> Case:
             math.sqrt(ALPHA_BAR_PREV) * BETA / (1 - ALPHA_BAR),
             (BETA * POSTERIOR_VARIANCE) ** 0.25,
             math.log(BETA / POSTERIOR_VARIANCE) / 4,
-        ]
+        ],
+        device=device,
     )
-    rng, samples = torch.tensor([7, 1]), torch.arange(shape[0])
+    rng, samples = torch.tensor([7, 1], device=device), torch.arange(shape[0], device=device)
     state = x.clone()  # a step shrinks it, so it may be stepped for as long as it takes
-    fused_by_compiler = compiled(_ddpm)
+    fused_by_compiler = compiled(_ddpm, device)
 
     def check() -> None:
         fused = solver_step_(x.clone(), eps, (), row, exponent=v, noise=noise)
@@ -77,16 +78,17 @@ def _dpm_solver(x: Tensor, eps: Tensor, before: Tensor) -> tuple[Tensor, Tensor]
     return (SIGMA_NEXT / SIGMA) * x - ALPHA_NEXT * math.expm1(-STEP) * mixed, clean
 
 
-def _dpm_solver_case(shape: tuple[int, ...]) -> Case:
-    x, eps, before = (make_input(shape, seed=seed) for seed in range(3))
+def _dpm_solver_case(shape: tuple[int, ...], device: torch.device) -> Case:
+    x, eps, before = (make_input(shape, device=device, seed=seed) for seed in range(3))
     gain = -ALPHA_NEXT * math.expm1(-STEP)
     row = torch.tensor(
         [
             *(1 / ALPHA, -SIGMA / ALPHA, math.inf, SIGMA_NEXT / SIGMA),
             *(gain * (1 + EXTRAPOLATION), -gain * EXTRAPOLATION, 0.0, 0.0),
-        ]
+        ],
+        device=device,
     )
-    fused_by_compiler = compiled(_dpm_solver)
+    fused_by_compiler = compiled(_dpm_solver, device)
 
     def check() -> None:
         oracle = _dpm_solver(x.double(), eps.double(), before.double())
@@ -107,13 +109,13 @@ def _dpm_solver_case(shape: tuple[int, ...]) -> Case:
     )
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "ddpm": lambda: _ddpm_case((16, 3, 32, 32)),
-    "ddpm-large": lambda: _ddpm_case((16, 3, 256, 256)),
-    "dpm-solver++": lambda: _dpm_solver_case((16, 3, 32, 32)),
+CASES: dict[str, Callable[[torch.device], Case]] = {
+    "ddpm": lambda device: _ddpm_case((16, 3, 32, 32), device),
+    "ddpm-large": lambda device: _ddpm_case((16, 3, 256, 256), device),
+    "dpm-solver++": lambda device: _dpm_solver_case((16, 3, 32, 32), device),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_solver_step(report, name, contender):
-    report(CASES[name](), contender)
+def test_solver_step(report, name, contender, device):
+    report(CASES[name](device), contender)

@@ -1,12 +1,14 @@
 """Timing of contenders against each other on a machine that does other things too.
 
 The contenders take turns, round by round, in rotating order, so that whatever slows the machine down slows all of
-them; speed-ups are medians of the ratios within a round.
+them; speed-ups are medians of the ratios within a round. On a GPU the time is that between two CUDA events around a
+call, with an L2 cache that was flushed before.
 """
 
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,33 +93,34 @@ def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 5, slice_seconds
         for _ in range(3):  # compiles, fills caches
             run()
     launched = sorted(name for name, count in _launches().items() if count > before.get(name, 0))
-    repeats = {}
-    for name, run in case.contenders.items():
-        once = min(_time(run, 1, case.state.device) for _ in range(3))
-        repeats[name] = max(1, min(1000, round(slice_seconds / max(once, 1e-9))))
+    device = case.state.device
+    watches = {name: _stopwatch(run, device, slice_seconds) for name, run in case.contenders.items()}
     measured: dict[str, list[float]] = {name: [] for name in case.contenders}
     order = list(case.contenders)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(measured[order[0]]) < min_rounds:
         for name in order:
-            run = case.contenders[name]
-            measured[name].append(_time(run, repeats[name], case.state.device) / case.steps_of(name))
+            measured[name].append(watches[name]() / case.steps_of(name))
         order = order[1:] + order[:1]
     return Result(case, measured, {name: _traffic(case, name) for name in case.contenders}, launched)
 
 
-def _time(run: Run, repeats: int, device: torch.device) -> float:
-    _wait(device)
+def _stopwatch(run: Run, device: torch.device, slice_seconds: float) -> Callable[[], float]:
+    """What measures the seconds of a call, by as many calls as fill the slice."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return lambda: float(do_bench(run, warmup=0, rep=1e3 * slice_seconds, return_mode="median")) / 1e3
+    once = min(_time(run, 1) for _ in range(3))
+    repeats = max(1, min(1000, round(slice_seconds / max(once, 1e-9))))
+    return lambda: _time(run, repeats)
+
+
+def _time(run: Run, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         run()
-    _wait(device)
     return (time.perf_counter() - start) / repeats
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _traffic(case: Case, name: str) -> Count | None:
@@ -132,18 +135,19 @@ def _traffic(case: Case, name: str) -> Count | None:
 
 
 def _launches() -> dict[str, int]:
-    """How often each native kernel ran in this process; empty without the extension."""
-    return dict(_library.NATIVE.launches()) if _library.NATIVE else {}
+    """How often each kernel ran in this process, of the extension (if it is there) and of Triton (if it was used)."""
+    triton = sys.modules.get("fastscore.kernels._launch")
+    return (_library.NATIVE.launches() if _library.NATIVE else {}) | (dict(triton.LAUNCHES) if triton else {})
 
 
-def compiled(function: Callable[..., T]) -> Callable[..., T]:
+def compiled(function: Callable[..., T], device: torch.device) -> Callable[..., T]:
     """`torch.compile` at its best: on CPU the generator of the compiler is several times slower than randn_like."""
-    result: Callable[..., T] = torch.compile(function, options={"fallback_random": True})
+    result: Callable[..., T] = torch.compile(function, options={"fallback_random": device.type == "cpu"})
     return result
 
 
-def machine() -> dict[str, str | int | float]:
-    """What the numbers were measured on: processor, instruction set, threads, PyTorch, load by other processes."""
+def machine(device: torch.device) -> dict[str, str | int | float]:
+    """What was measured on: processor, instruction set, threads, PyTorch, load by other processes, and the GPU."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -156,6 +160,6 @@ def machine() -> dict[str, str | int | float]:
         "torch": str(torch.__version__),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
     return found

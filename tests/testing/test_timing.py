@@ -1,9 +1,10 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fastscore.testing.timing import Case, machine, race
+from fastscore.testing.timing import Case, _stopwatch, machine, race
 
 
 def _case(check=lambda: None, steps=1):
@@ -54,8 +55,58 @@ def test_nothing_is_timed_before_the_check_passes():
 
 
 def test_machine_says_what_was_measured_on():
-    found = machine()
+    found = machine(torch.device("cpu"))
     assert found["threads"] == torch.get_num_threads()
     assert found["capability"] == torch.backends.cpu.get_cpu_capability()
     assert found["load"] >= 0
     assert all(found[key] for key in ("cpu", "torch"))
+    assert "gpu" not in found
+
+
+def test_a_gpu_is_timed_by_its_events_with_the_cache_flushed_before_every_call(monkeypatch):
+    """Triton's loop, on a device whose clock stands still but for what the fakes do."""
+    triton = pytest.importorskip("triton")
+    clock, cold = [0.0], [False]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = clock[0]
+
+        def elapsed_time(self, end):  # in milliseconds
+            return end.at - self.at
+
+    class Driver:
+        def get_device_interface(self):
+            return SimpleNamespace(Event=Event, synchronize=lambda: None)
+
+        def get_empty_cache_for_benchmark(self):
+            return cold
+
+        def clear_cache(self, cache):
+            clock[0] += 100  # which is not to be counted
+            cache[0] = True
+
+    def takes(milliseconds):
+        def run():
+            clock[0] += milliseconds if cold[0] else 0.25 * milliseconds  # faster from the cache
+            cold[0] = False
+
+        return run
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    watches = [_stopwatch(takes(ms), torch.device("cuda"), slice_seconds=0.05) for ms in (0.5, 4)]
+    assert [watch() for watch in watches] == pytest.approx([0.5e-3, 4e-3])
+    assert clock[0] >= 2 * 50  # the slice was filled
+
+
+def test_kernels_of_triton_are_among_those_that_ran():
+    from fastscore.kernels._launch import LAUNCHES
+
+    def run():
+        LAUNCHES["some_kernel"] += 1
+
+    case = Case("x", "y", {"fastscore": run}, lambda: None, torch.ones(1))
+    assert "some_kernel" in race(case, seconds=0, min_rounds=1).launched
