@@ -10,6 +10,7 @@ from fastscore.models.adm import ADM, ADMConfig
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.bundle import load_bundle, save_bundle
 from fastscore.models.ddim import DDIMConfig, DDIMUNet
+from fastscore.models.mlp import MLP, MLPConfig
 from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
 from fastscore.models.registry import ARCHITECTURES, create
 from fastscore.models.zoo import Published, configs, describe
@@ -17,9 +18,11 @@ from fastscore.models.zoo import Published, configs, describe
 __all__ = [
     "ADM",
     "ARCHITECTURES",
+    "MLP",
     "ADMConfig",
     "DDIMConfig",
     "DDIMUNet",
+    "MLPConfig",
     "NCSNpp",
     "NCSNppConfig",
     "NetworkConfig",

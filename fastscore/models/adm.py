@@ -147,8 +147,9 @@ class Stage(nn.ModuleList):
 class ADM(ScoreNetwork):
     """(B, C, H, W) images in [-1, 1], (B,) timesteps, (B,) int64 classes `y` -> (B, out_channels, H, W).
 
-    As published the output is the noise and, where the variance is learned, then its place between the two bounds
-    (`DDPMSampler(variance="learned_range")`). Classes are needed exactly if the network was made with `num_classes`.
+    As published the output is the noise and, where the variance is learned, then its place between the two bounds, for
+    `DDPMSampler(variance="learned_range")`; other samplers take the noise, `lambda x, t: network(x, t)[:, :3]`. Classes
+    are needed exactly if the network was made with `num_classes`.
     """
 
     config_type = ADMConfig

@@ -9,9 +9,10 @@ from fastscore.models import zoo
 from fastscore.models.adm import ADM
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.ddim import DDIMUNet
+from fastscore.models.mlp import MLP
 from fastscore.models.ncsnpp import NCSNpp
 
-_NETWORKS: tuple[type[ScoreNetwork], ...] = (NCSNpp, DDIMUNet, ADM)
+_NETWORKS: tuple[type[ScoreNetwork], ...] = (NCSNpp, DDIMUNet, ADM, MLP)
 ARCHITECTURES = {network.config_type.architecture: network for network in _NETWORKS}
 
 

@@ -2,12 +2,10 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastscore.models import NCSNpp, NCSNppConfig, create
 from fastscore.models import ncsnpp as ncsnpp_module
@@ -114,28 +112,6 @@ def test_pyramids_have_their_keys(progressive, progressive_input):
     assert len(keys) - len(plain) == more
 
 
-def test_forward_mode_agrees_with_finite_differences_and_with_reverse_mode():
-    network = small(torch.float64, progressive="output_skip", progressive_input="input_skip")
-    x, labels = small_input(torch.float64)
-    generator = torch.Generator().manual_seed(2)
-    v, w = (torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(2))
-
-    def f(y):
-        return network(y, labels)
-
-    out, jvp = torch.func.jvp(f, (x,), (v,))
-    # attention adds up in another order where there is no tangent; the output is divided by sigmas down to 0.01
-    torch.testing.assert_close(out, f(x), rtol=0, atol=1e-12)
-    h = 1e-5
-    finite = (f(x + h * v) - f(x - h * v)) / (2 * h)
-    # central differences err by h^2 times a third derivative, and by 1e-16 / h
-    torch.testing.assert_close(jvp, finite, rtol=1e-6, atol=1e-7 * finite.detach().abs().max().item())
-
-    _, pullback = torch.func.vjp(f, x)
-    (vjp,) = pullback(w)
-    torch.testing.assert_close((w * jvp).sum(), (vjp * v).sum(), rtol=1e-11, atol=0)
-
-
 def test_batched_tangents_equal_one_at_a_time():
     """What trace estimators with several probes need."""
     network = small(torch.float64)
@@ -148,36 +124,6 @@ def test_batched_tangents_equal_one_at_a_time():
     torch.testing.assert_close(torch.func.vmap(jvp)(tangents), torch.stack([jvp(v) for v in tangents]))
 
 
-def test_parameter_gradients_agree_with_finite_differences():
-    network = small(torch.float64, embedding_type="positional", fir=False, progressive_input="residual")
-    x, labels = small_input(torch.float64)
-    probe = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
-    loss = (network(x, labels) * probe).sum()
-    parameters = dict(network.named_parameters())
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
-    generator = torch.Generator().manual_seed(4)
-    direction = [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in parameters.values()]
-    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-
-    def shifted(h):
-        moved = {n: p + h * d for (n, p), d in zip(parameters.items(), direction, strict=True)}
-        return (torch.func.functional_call(network, moved, (x, labels)) * probe).sum()
-
-    h = 1e-6
-    with torch.no_grad():
-        torch.testing.assert_close((shifted(h) - shifted(-h)) / (2 * h), expected, rtol=1e-6, atol=0)
-
-
-def test_channels_last_gives_the_same_numbers_and_stays_channels_last():
-    network = small(torch.float64)
-    x, labels = small_input(torch.float64)
-    expected = network(x, labels)
-    network.to(memory_format=torch.channels_last)
-    out = network(x.contiguous(memory_format=torch.channels_last), labels)
-    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("options", [{}, DDPMPP], ids=["ncsnpp", "ddpmpp"])
 @pytest.mark.slow
 def test_compiles_without_graph_breaks(options):
@@ -187,33 +133,6 @@ def test_compiles_without_graph_breaks(options):
         expected = network(x, labels)
         out = torch.compile(network, fullgraph=True)(x, labels)
     assert relative(out, expected) < 1e-5  # float32 sums in another order
-
-
-def test_traces_to_one_graph():
-    """The quick part of the test above: dynamo alone, no code generation."""
-    network = small()
-    x, labels = small_input()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            torch.compile(network, fullgraph=True, backend="eager")(x, labels), network(x, labels)
-        )
-
-
-def test_every_normalization_runs_in_the_fused_kernel():
-    native = pytest.importorskip("fastscore._C", reason="the native extension is not built")
-    network = small()
-    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
-    native.reset_launches()
-    with torch.no_grad():
-        network(*small_input())
-    launches = {name.split(".")[0]: count for name, count in native.launches().items()}
-    assert launches == {"group_norm_silu_fwd": norms}
-
-
-def test_samples_do_not_see_their_batchmates():
-    network = small(torch.float64)
-    x, labels = small_input(torch.float64)
-    torch.testing.assert_close(network(x, labels)[:1], network(x[:1], labels[:1]), rtol=1e-11, atol=1e-12)
 
 
 def test_data_range_is_an_affine_map_of_the_input():
@@ -236,62 +155,6 @@ def test_unconditional_network_takes_no_notice_of_the_time():
     x, labels = small_input()
     torch.testing.assert_close(network(x, labels), network(x, labels + 1), rtol=0, atol=0)
     assert not any("Dense" in key for key in network.state_dict())
-
-
-def test_time_matters_for_a_conditional_network():
-    network = small(scale_by_sigma=False)
-    x, labels = small_input()
-    assert (network(x, labels) - network(x, labels + 1)).abs().max() > 1e-3
-
-
-def test_dropout_acts_in_training_only():
-    network = small(dropout=0.5)
-    x, labels = small_input()
-    torch.testing.assert_close(network(x, labels), network(x, labels), rtol=0, atol=0)
-    network.train()
-    assert not torch.equal(network(x, labels), network(x, labels))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, DDPMPP], ids=["ncsnpp", "ddpmpp"])
-def test_half_precision(options, dtype):
-    network, (x, labels) = small(**options), small_input()
-    expected = network(x, labels)
-    out = network.to(dtype)(x.to(dtype), labels)
-    assert out.dtype == dtype
-    # some forty roundings of relative size eps / 2, most of them averaged out
-    assert relative(out.detach(), expected.detach()) < 10 * torch.finfo(dtype).eps
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_fake_tensors(device):
-    with FakeTensorMode(), torch.device(device):
-        network = create(SMALL)
-        out = network(torch.empty(5, 2, 8, 8), torch.empty(5))
-    assert out.shape == (5, 2, 8, 8)
-    assert out.device.type == device
-
-
-def test_empty_batch():
-    assert small()(torch.empty(0, 2, 8, 8), torch.empty(0)).shape == (0, 2, 8, 8)
-
-
-def test_config_survives_json():
-    config = NCSNppConfig(**SMALL, fir_kernel=(1, 2, 1))
-    assert NCSNppConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize(
-    ("shape", "labels", "message"),
-    [
-        ((2, 3, 8, 8), 2, r"x must have shape \(B, 2, 8, 8\), got \(2, 3, 8, 8\)"),
-        ((2, 2, 8), 2, r"x must have shape \(B, 2, 8, 8\), got \(2, 2, 8\)"),
-        ((2, 2, 8, 8), 1, r"labels must have shape \(2,\), one for every sample, got \(1,\)"),
-    ],
-)
-def test_wrong_shapes_are_refused(shape, labels, message):
-    with pytest.raises(ValueError, match=message):
-        small()(torch.zeros(shape), torch.ones(labels))
 
 
 @pytest.mark.parametrize(
