@@ -152,6 +152,18 @@ def test_half_precision(name, dtype):
     assert relative(out.detach(), expected.detach()) < 10 * torch.finfo(dtype).eps
 
 
+@each_network
+def test_autocast_forward_and_backward(name):
+    network = make(name)
+    x, *others = inputs(network)
+    expected = network(x, *others)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x, *others)
+    assert relative(out.detach(), expected.detach()) < 10 * torch.finfo(torch.bfloat16).eps
+    out.float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("name", ["ncsnpp", "ddim", "adm-classes", "mlp-fourier"])
 def test_traces_to_one_graph(name):
     """Dynamo alone, no code generation."""

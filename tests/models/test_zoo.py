@@ -100,6 +100,18 @@ def test_published_sizes_of_adm(name, parameters):
     assert sum(p.numel() for p in meta(name).parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
 
 
+SIGMA_MAX = {"cifar10": 50.0, "bedroom": 378.0, "church": 380.0, "celebahq": 348.0, "ffhq": 348.0}
+
+
+@pytest.mark.parametrize("name", [name for name in models.configs() if models.describe(name).sde == "VESDE"])
+def test_largest_noise_of_ve_networks(name):
+    """For the data in [0, 1] of each; arXiv 2011.13456, appendix C for CIFAR-10, its configurations for the others."""
+    expected = 1348.0 if name.endswith("-1024") else SIGMA_MAX[name.split("-")[1]]
+    published = models.describe(name)
+    assert published.make_sde() == VESDE(0.01, expected)
+    assert (published.config.sigma_max, published.config.num_scales) == (expected, 1000 if "cifar10" in name else 2000)
+
+
 def test_unknown_name_lists_close_ones():
     with pytest.raises(ValueError, match=r"no configuration 'ncsnpp-cifar-deep'; close ones are ncsnpp-cifar10-deep,"):
         models.create("ncsnpp-cifar-deep")

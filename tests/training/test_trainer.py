@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fastscore.models import NCSNppConfig
+from fastscore.models import MLPConfig, NCSNppConfig
 from fastscore.training import trainer as trainer_module
 from fastscore.training.config import CONFIGS, TrainingConfig
 from fastscore.training.trainer import Trainer, plot_log, read_log
@@ -191,7 +191,10 @@ def test_bad_config_is_refused(change, message):
         dataclasses.replace(CONFIG, **change)
 
 
-@pytest.mark.parametrize("config", [CONFIG, *CONFIGS.values()], ids=lambda config: config.name)
+OTHER_ARCHITECTURE = dataclasses.replace(CONFIG, name="mlp", network=MLPConfig(dim=3))
+
+
+@pytest.mark.parametrize("config", [CONFIG, OTHER_ARCHITECTURE, *CONFIGS.values()], ids=lambda config: config.name)
 def test_config_survives_a_checkpoint(config, tmp_path):
     torch.save(config.to_dict(), tmp_path / "config.pt")
     assert TrainingConfig.from_dict(torch.load(tmp_path / "config.pt", weights_only=True)) == config
