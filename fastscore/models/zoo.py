@@ -184,6 +184,12 @@ PUBLISHED: dict[str, Published] = {
     "ddpm-bedroom-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/bedroom", continuous=False),
     "ddpm-church-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/church", continuous=False),
     "ddpm-celebahq-256": _score_sde(_DDPM_256, "VPSDE", "vp/ddpm/celebahq", continuous=False),
+    "ncsnpp-celeba-64": _score_sde(
+        dataclasses.replace(_NCSNPP, image_size=64, embedding_type="positional", sigma_max=90.0),
+        "VESDE",
+        "ve/celeba_ncsnpp",
+        continuous=False,
+    ),
     "ncsnpp-bedroom-256": _score_sde(_HIGH_RESOLUTION, "VESDE", "ve/bedroom_ncsnpp_continuous"),
     "ncsnpp-church-256": _score_sde(_sigma(_HIGH_RESOLUTION, 380.0), "VESDE", "ve/church_ncsnpp_continuous"),
     "ncsnpp-celebahq-256": _score_sde(_sigma(_HIGH_RESOLUTION, 348.0), "VESDE", "ve/celebahq_256_ncsnpp_continuous"),

@@ -175,6 +175,16 @@ def test_traces_to_one_graph(name):
 
 
 @each_network
+@pytest.mark.slow
+def test_compiles_without_graph_breaks(name):
+    network = make(name)
+    arguments = inputs(network)
+    with torch.no_grad():
+        out = torch.compile(network, fullgraph=True)(*arguments)
+        assert relative(out, network(*arguments)) < 1e-5  # float32 sums in another order
+
+
+@each_network
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_fake_tensors(name, device):
     with FakeTensorMode(), torch.device(device):

@@ -100,7 +100,7 @@ def test_published_sizes_of_adm(name, parameters):
     assert sum(p.numel() for p in meta(name).parameters()) / 1e6 == pytest.approx(parameters, abs=0.005)
 
 
-SIGMA_MAX = {"cifar10": 50.0, "bedroom": 378.0, "church": 380.0, "celebahq": 348.0, "ffhq": 348.0}
+SIGMA_MAX = {"cifar10": 50.0, "celeba": 90.0, "bedroom": 378.0, "church": 380.0, "celebahq": 348.0, "ffhq": 348.0}
 
 
 @pytest.mark.parametrize("name", [name for name in models.configs() if models.describe(name).sde == "VESDE"])
@@ -109,7 +109,10 @@ def test_largest_noise_of_ve_networks(name):
     expected = 1348.0 if name.endswith("-1024") else SIGMA_MAX[name.split("-")[1]]
     published = models.describe(name)
     assert published.make_sde() == VESDE(0.01, expected)
-    assert (published.config.sigma_max, published.config.num_scales) == (expected, 1000 if "cifar10" in name else 2000)
+    assert (published.config.sigma_max, published.config.num_scales) == (
+        expected,
+        2000 if name.endswith(("-256", "-1024")) else 1000,
+    )
 
 
 def test_unknown_name_lists_close_ones():
