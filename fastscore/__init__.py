@@ -2,6 +2,7 @@
 
 from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
+from fastscore.accelerate import accelerate, restore
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
     AdaptiveSDESampler,
@@ -66,10 +67,12 @@ __all__ = [
     "TorchNoise",
     "UniPCSampler",
     "__version__",
+    "accelerate",
     "available_backends",
     "backend",
     "models",
     "ops",
+    "restore",
     "sampler",
     "samplers",
 ]

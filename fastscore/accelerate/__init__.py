@@ -1,0 +1,67 @@
+"""Fused layers for anybody's network, in place and reversible: `accelerate`, `restore`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastscore.accelerate._verify import examples, same
+from fastscore.accelerate._walk import accelerate_modules, restore_modules
+from fastscore.accelerate.report import Entry, Report
+
+__all__ = ["Entry", "Report", "accelerate", "restore"]
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    verify: bool = False,
+    example: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+) -> Report:
+    """Let the fused ops of `fastscore.ops` compute the layers of `model` that they can compute, in place.
+
+    It knows GroupNorm followed by SiLU with what stands around them in residual blocks (time embedding, scale and
+    shift), self-attention over pixels, and FIR resampling, in diffusers, guided-diffusion, score_sde_pytorch, EDM and
+    ddim, and in any `torch.nn.Sequential`. No parameter is copied, no module is added, the keys of the state dict stay:
+    each module gets a subclass of its own class. Loading weights, training, hooks, copies, `to`, autocast and
+    torch.compile work as before. What it does not know for certain, it leaves alone.
+
+    Args:
+        model: any; accelerating it twice changes nothing the second time.
+        verify: run the model in evaluation mode before and after, and compare outputs and gradients of the inputs.
+        example: for `verify`: the arguments of the model, as a tensor, a tuple, or a mapping of names; not needed for
+            UNet2DModel of diffusers.
+        tolerance: for `verify`: of the largest error of an output, relative to its largest value; ten times as much
+            for gradients. By default 1e-5 for float32, and what rounds like it for other dtypes.
+
+    Returns:
+        Report: what was replaced, and what was left alone and why.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: `verify` needs an example, or there is one without `verify`.
+        RuntimeError: `verify` found a larger error; the model has been restored.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not verify:
+        if example is not None or tolerance is not None:
+            raise ValueError("accelerate: example and tolerance are for verify=True, got verify=False")
+        return accelerate_modules(model)
+    arguments = examples(model, example)
+    restore_modules(model)  # what is compared with is the model without us
+    return same(model, arguments, lambda: accelerate_modules(model), lambda: restore_modules(model), tolerance)
+
+
+def restore(model: nn.Module) -> None:
+    """Undo `fastscore.accelerate`: every module of `model` has its own class again. Does nothing to other models.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    restore_modules(model)
