@@ -36,7 +36,7 @@ std::int64_t runs_of_thread(std::int64_t lines, std::int64_t runs, std::int64_t 
 
 void plan_contiguous(const Args& args, std::int64_t length, Plan& plan) {
   const std::int64_t d = args.channels / args.groups, runs = ceil_divide(args.pixels, length);
-  const std::int64_t depth = runs_per_thread(args.kind, element_size(args.dtype), plan.vectors && args.channels_last);
+  const std::int64_t depth = runs_per_thread(args.kind);
   std::int64_t lanes, channels, runs_of_tile;
   plan.whole = d * ceil_divide(runs, depth) <= most_threads(element_size(args.dtype));
   if (plan.whole) {
@@ -59,7 +59,7 @@ void plan_contiguous(const Args& args, std::int64_t length, Plan& plan) {
 
 void plan_channels_last(const Args& args, std::int64_t length, Plan& plan) {
   const std::int64_t d = args.channels / args.groups, size = element_size(args.dtype);
-  const std::int64_t depth = runs_per_thread(args.kind, element_size(args.dtype), plan.vectors && args.channels_last);
+  const std::int64_t depth = runs_per_thread(args.kind);
   // The least width at which groups, and words, are whole.
   const std::int64_t unit = plan.vectors ? std::lcm(d, length) : d;
   const auto lanes_of = [&](std::int64_t width) { return ceil_divide(width, length); };

@@ -18,7 +18,7 @@ constexpr int sum_count = kind == Kind::backward ? 3 : 2;
 enum Total { first, second };
 
 template <class T, Path path>
-using TileOf = Tile<T, path, runs_per_thread(Kind::backward, sizeof(T), path == Path::channels_last)>;
+using TileOf = Tile<T, path, runs_per_thread(Kind::backward)>;
 template <class Real>
 using SharedOf = Shared<Real, row_count>;
 template <class T>

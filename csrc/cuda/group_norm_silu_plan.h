@@ -17,9 +17,8 @@ constexpr int most_threads(std::size_t element_size) {
 }
 inline constexpr int part_threads = 256;
 // As many as leave no register to be spilled, on any of the architectures that we build for.
-constexpr int runs_per_thread(Kind kind, std::size_t element_size, bool runs_along_channels) {
-  if (kind != Kind::forward) return 3;  // of two tensors
-  return element_size == 2 && runs_along_channels ? 6 : 7;
+constexpr int runs_per_thread(Kind kind) {
+  return kind == Kind::forward ? 7 : 3;  // 3 of two tensors each
 }
 
 // What the first of two kernels leaves of each group, at most: numbers of a block.

@@ -79,7 +79,7 @@ struct Tile {
 
 template <class T, bool vectors>
 __global__ void __launch_bounds__(threads, blocks)
-    product_kernel(const __grid_constant__ HutchinsonArgs args, std::int64_t tiles) {
+    hutchinson_product_kernel(const __grid_constant__ HutchinsonArgs args, std::int64_t tiles) {
   using Real = accumulator_t<T>;
   constexpr int length = run_length<T>;
   FASTSCORE_SHARED(std::uint32_t, words, words_of_tile);
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(threads, blocks)
 // A warp adds up the tiles of one sample, probe by probe.
 template <class Real>
 __global__ void __launch_bounds__(threads)
-    mean_kernel(const __grid_constant__ HutchinsonArgs args, std::int64_t tiles) {
+    hutchinson_mean_kernel(const __grid_constant__ HutchinsonArgs args, std::int64_t tiles) {
   constexpr int warps = threads / warp_size;
   const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
   const std::int64_t stride = std::int64_t{gridDim.x} * warps;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(threads)
 
 template <class T, bool vectors>
 __global__ void __launch_bounds__(threads, blocks)
-    probe_kernel(const __grid_constant__ HutchinsonProbeArgs args, std::int64_t tiles) {
+    hutchinson_probe_kernel(const __grid_constant__ HutchinsonProbeArgs args, std::int64_t tiles) {
   using Real = accumulator_t<T>;
   constexpr int length = run_length<T>;
   FASTSCORE_SHARED(std::uint32_t, words, words_of_tile);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(threads, blocks)
       FASTSCORE_UNROLL
       for (int i = 0; i < length; ++i) vec.value[i] = narrow<T>(weight * eps[i]);
       if constexpr (vectors) {
-        store_vec(out + first, vec);
+        reinterpret_cast<Vec<T, length>*>(out)[first / length] = vec;
       } else {
         FASTSCORE_UNROLL
         for (int i = 0; i < length; ++i)
@@ -184,10 +184,10 @@ cudaError_t launch_products(const HutchinsonArgs& args, cudaStream_t stream) {
                        takes_vec<T, length>(args.jvp, args.sample_stride);
   unsigned grid;
   if (const cudaError_t error = looping_grid(args.probes * args.batch * tiles, grid)) return error;
-  const auto kernel = vectors ? product_kernel<T, true> : product_kernel<T, false>;
+  const auto kernel = vectors ? hutchinson_product_kernel<T, true> : hutchinson_product_kernel<T, false>;
   if (const cudaError_t error = launch(kernel, grid, threads, 0, stream, args, tiles)) return error;
   if (const cudaError_t error = looping_grid((args.batch + warps - 1) / warps, grid)) return error;
-  return launch(mean_kernel<accumulator_t<T>>, grid, threads, 0, stream, args, tiles);
+  return launch(hutchinson_mean_kernel<accumulator_t<T>>, grid, threads, 0, stream, args, tiles);
 }
 
 template <class T>
@@ -197,7 +197,7 @@ cudaError_t launch_probe(const HutchinsonProbeArgs& args, cudaStream_t stream) {
   const bool vectors = args.channels == 1 && size % length == 0 && takes_vec<T, length>(args.out, size);
   unsigned grid;
   if (const cudaError_t error = looping_grid(args.probes * args.batch * tiles, grid)) return error;
-  const auto kernel = vectors ? probe_kernel<T, true> : probe_kernel<T, false>;
+  const auto kernel = vectors ? hutchinson_probe_kernel<T, true> : hutchinson_probe_kernel<T, false>;
   return launch(kernel, grid, threads, 0, stream, args, tiles);
 }
 

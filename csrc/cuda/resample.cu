@@ -126,14 +126,16 @@ __device__ __forceinline__ void channels_last_cell(const ResampleArgs& args, std
                                                    std::int64_t cells, const TapsOf<T, F>& taps) {
   using Real = accumulator_t<T>;
   constexpr int word = vector_length<T>;
+  const std::int64_t words = args.channels / word;
   std::int64_t place, channel, sample;
-  divide(index, args.channels / word, sample, channel);
+  divide(index, words, sample, channel);
   divide(sample, cells, sample, place);
   const int cell = static_cast<int>(place);
   divide(sample, lines, sample, place);
   const int line = static_cast<int>(place);
   const T* x = static_cast<const T*>(args.x) + sample * args.x_stride + channel * word;
-  T* out = static_cast<T*>(args.out) + sample * args.out_stride + channel * word;
+  // Counted in words: of elements, the compiler loses sight of the alignment and stores them one by one.
+  auto* out = reinterpret_cast<Vec<T>*>(static_cast<T*>(args.out) + sample * args.out_stride) + channel;
 
   Real value[F::rows][F::up][word] = {};
   FASTSCORE_UNROLL
@@ -169,15 +171,15 @@ __device__ __forceinline__ void channels_last_cell(const ResampleArgs& args, std
       Vec<T> vec;
       FASTSCORE_UNROLL
       for (int n = 0; n < word; ++n) vec.value[n] = narrow<T>(value[p][q][n]);
-      store_vec(out + (std::int64_t{i} * args.out_width + j) * args.channels, vec);
+      out[(std::int64_t{i} * args.out_width + j) * words] = vec;
     }
   }
 }
 
 template <class T, class F, bool channels_last>
 __global__ void __launch_bounds__(threads, blocks)
-    resample_cells(const __grid_constant__ ResampleArgs args, std::int64_t lines, std::int64_t cells,
-                   std::int64_t count, bool out_words) {
+    resample_cells_kernel(const __grid_constant__ ResampleArgs args, std::int64_t lines, std::int64_t cells,
+                          std::int64_t count, bool out_words) {
   const TapsOf<T, F> taps(args);
   const std::int64_t stride = std::int64_t{gridDim.x} * threads;
   for (std::int64_t i = std::int64_t{blockIdx.x} * threads + threadIdx.x; i < count; i += stride) {
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(threads, blocks)
 // Any filter, any size: one output to a thread, in the order of the memory.
 template <class T>
 __global__ void __launch_bounds__(threads, blocks)
-    resample_outputs(const __grid_constant__ ResampleArgs args, std::int64_t count) {
+    resample_outputs_kernel(const __grid_constant__ ResampleArgs args, std::int64_t count) {
   using Real = accumulator_t<T>;
   const Real* taps = static_cast<const Real*>(args.taps);
   const std::int64_t stride = std::int64_t{gridDim.x} * threads;
@@ -235,7 +237,7 @@ cudaError_t launch_cells(const ResampleArgs& args, cudaStream_t stream) {
   const std::int64_t count = args.batch * lines * cells * (args.channels_last ? args.channels / word : args.channels);
   unsigned grid;
   if (const cudaError_t error = looping_grid((count + threads - 1) / threads, grid)) return error;
-  const auto kernel = args.channels_last ? resample_cells<T, F, true> : resample_cells<T, F, false>;
+  const auto kernel = args.channels_last ? resample_cells_kernel<T, F, true> : resample_cells_kernel<T, F, false>;
   const bool out_words = args.out_width % word == 0 && takes_vec<T>(args.out, args.out_stride);
   return launch(kernel, grid, threads, 0, stream, args, lines, cells, count, out_words);
 }
@@ -262,7 +264,7 @@ cudaError_t launch_for(const ResampleArgs& args, cudaStream_t stream) {
   const std::int64_t count = args.batch * args.channels * args.out_height * args.out_width;
   unsigned grid;
   if (const cudaError_t error = looping_grid((count + threads - 1) / threads, grid)) return error;
-  return launch(resample_outputs<T>, grid, threads, 0, stream, args, count);
+  return launch(resample_outputs_kernel<T>, grid, threads, 0, stream, args, count);
 }
 
 }  // namespace
