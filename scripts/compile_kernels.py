@@ -22,8 +22,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -171,8 +173,8 @@ class _Driver:
         return 0
 
 
-def recorded(specimen: Specimen) -> list[tuple[JITFunction[Any], tuple[Any, ...], dict[str, Any]]]:
-    """The launches (kernel, arguments, options) of a specimen's call on CUDA tensors without a device."""
+def recorded(specimen: Specimen, hip: bool = False) -> list[tuple[JITFunction[Any], tuple[Any, ...], dict[str, Any]]]:
+    """The launches (kernel, arguments, options) of a specimen's call on CUDA (or HIP) tensors without a device."""
     launches = []
 
     def record(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
@@ -184,7 +186,8 @@ def recorded(specimen: Specimen) -> list[tuple[JITFunction[Any], tuple[Any, ...]
     for module in users:
         module.launch = record  # type: ignore[attr-defined]
     try:
-        with FakeTensorMode():
+        # launchers ask it for the threads of a warp, and for the options that there are
+        with patch.object(torch.version, "hip", "7.0" if hip else None), FakeTensorMode():
             specimen.call()
     finally:
         for module, launch in zip(users, before, strict=True):
@@ -210,7 +213,7 @@ def compiled(
 
 def triton_reports(specimen: Specimen, target: Target) -> Iterator[Report]:
     """One report for every kernel that a call starts."""
-    for kernel, args, options in recorded(specimen):
+    for kernel, args, options in recorded(specimen, target.gpu.backend == "hip"):
         asm, threads, shared = compiled(target, kernel, args, options)
         found = _ptx(asm["ptx"], target) if "ptx" in asm else _amdgcn(asm["amdgcn"])
         found["shared"] = max(found["shared"], shared)
@@ -258,7 +261,9 @@ def cuda_reports(source: Path, target: Target) -> Iterator[Report]:
         name = _demangled(symbol)
         for pattern, specimen in CUDA_SPECIMENS.items():
             if re.search(pattern, name):
-                yield _report(name, specimen, target, specimen.threads, values)
+                values["shared"] += specimen.shared
+                named = with_changes(specimen, name=f"{source.stem} {specimen.name}")
+                yield _report(name, named, target, specimen.threads, values)
                 break
         else:
             raise SystemExit(f"compile_kernels.py: kernel_specimens.py says nothing of {name} in {source.name}")
@@ -385,11 +390,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="all of them")
     parser.add_argument("--only", default="", help="only calls and files whose name contains this")
     parser.add_argument("--no-cuda", action="store_true", help="leave out csrc/cuda")
+    parser.add_argument("--no-triton", action="store_true", help="leave out kernels/")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     parser.add_argument("--readme", type=Path, help="write a summary between the markers of this file")
     options = parser.parse_args(arguments)
     targets = [TARGETS[name] for name in (TARGETS if options.all else options.target)]
-    jobs: list[Any] = [(triton_reports, s) for s in TRITON_SPECIMENS if options.only in s.name]
+    jobs: list[Any] = []
+    if not options.no_triton:
+        jobs += [(triton_reports, s) for s in TRITON_SPECIMENS if options.only in s.name]
     if not options.no_cuda:
         jobs += [
             (cuda_reports, path) for path in sorted((ROOT / "csrc/cuda").glob("*.cu")) if options.only in path.stem

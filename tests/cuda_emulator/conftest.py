@@ -59,6 +59,7 @@ class Kernel:
         self.library = ctypes.CDLL(str(path))
         self.library.emulator_report.restype = ctypes.c_char_p
         self.library.emulator_error_string.restype = ctypes.c_char_p
+        self.library.emulator_dynamic_shared.restype = ctypes.c_size_t
 
     def __getattr__(self, name: str) -> Callable[[ctypes.Structure], None]:
         function = getattr(self.library, name)
@@ -73,6 +74,10 @@ class Kernel:
         report = self.library.emulator_report().decode()
         if report or error:
             raise RuntimeError(report or f"cudaError {error}: {self.library.emulator_error_string(error).decode()}")
+
+    def dynamic_shared(self) -> int:
+        """Bytes of dynamic shared memory that the last launch asked for."""
+        return self.library.emulator_dynamic_shared()
 
     @contextmanager
     def order(self, seed: int) -> Iterator[None]:

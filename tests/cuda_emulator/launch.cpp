@@ -263,6 +263,10 @@ EMULATOR_EXPORT const char* emulator_report() {
   said = std::exchange(report, {});
   return said.c_str();
 }
+// Bytes of dynamic shared memory that the last launch asked for.
+EMULATOR_EXPORT std::size_t emulator_dynamic_shared() {
+  return block.dynamic_bytes;
+}
 // 0: blocks and threads in order. Any other number: an order made of it.
 EMULATOR_EXPORT void emulator_set_order(unsigned seed) {
   order = seed;

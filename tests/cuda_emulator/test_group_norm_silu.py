@@ -2,7 +2,9 @@
 
 import ctypes
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,6 +261,23 @@ def test_groups_wider_than_a_block(launch) -> None:
         assert assert_forward(launch, x, 1, values) > 0
         assert (assert_backward(launch, x, 1, values) > 4 * 2 * (2 + 3 * 512)) == bool(names)
         assert assert_jvp(launch, x, 1, values, "x add") > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "pixels"),
+    [(torch.bfloat16, "channels_last", (109, 46)), (torch.float64, "contiguous", (2, 2))],
+)
+def test_shared_memory_that_compile_kernels_reckons_with(kernel, launch, dtype, layout, pixels, monkeypatch) -> None:
+    """What the shapes that take the most ask for is what the occupancy of the kernels is computed from."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    specimens = importlib.import_module("kernel_specimens").CUDA_SPECIMENS
+    element = "double" if dtype == torch.float64 else "__nv_bfloat16"
+    for name, check, width in zip(("forward", "derivative"), (assert_forward, assert_backward), pixels, strict=True):
+        x, _ = make_case((1, 512, 1, width), dtype, layout)
+        check(launch, x, 1, {})
+        kernel_name = f"group_norm_silu_{name}_kernel<{element}, 1>"
+        specimen = next(specimen for pattern, specimen in specimens.items() if re.search(pattern, kernel_name))
+        assert kernel.dynamic_shared() == specimen.shared
 
 
 def test_blocks_that_take_several_tiles(launch) -> None:
