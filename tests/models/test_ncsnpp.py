@@ -56,15 +56,6 @@ def test_keys_and_order_are_the_published_ones(name):
     torch.testing.assert_close(network.sigmas, case.state_dict["sigmas"], rtol=1e-14, atol=0)
 
 
-DDPMPP = {
-    "fir": False,
-    "progressive_input": "none",
-    "embedding_type": "positional",
-    "scale_by_sigma": False,
-    "centered": True,
-}
-
-
 SMALL = {"image_size": 8, "num_channels": 2, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
 OPTIONS = list(
     itertools.product(
