@@ -12,12 +12,14 @@ from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_fun
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastscore import _backend, _library
+from fastscore.testing.fake_cuda import can_compile_fake_cuda
 from fastscore.testing.linear_step import make_case as linear_case
 from fastscore.testing.solver_step import make_case as solver_case
 
-pytestmark = pytest.mark.skipif(
-    not _library.TRITON or _backend.INTERPRETED, reason="needs triton, and not its interpreter"
-)
+pytestmark = [
+    pytest.mark.skipif(not _library.TRITON or _backend.INTERPRETED, reason="needs triton, and not its interpreter"),
+    pytest.mark.skipif(not can_compile_fake_cuda(), reason="torch cannot compile for fake CUDA tensors here"),
+]
 SHAPE = (4, 3, 8, 8)
 LAYOUTS = ("contiguous", "channels_last", "permuted")
 

@@ -428,7 +428,7 @@ def leaves_of(case: Case) -> tuple[list[Tensor], Any]:
 
     def function(*leaves: Tensor, op: Any = solver_step) -> tuple[Tensor, Tensor]:
         x, h, coefficients, *rest = leaves
-        given = dict(zip(named, rest, strict=False))
+        given = dict(zip(named, rest[: len(named)], strict=True))
         return op(x, h, rest[len(named) :], coefficients, **given, **fixed)
 
     return [x, h, coefficients, *(keywords[name] for name in named), *history], function
