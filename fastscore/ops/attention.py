@@ -119,15 +119,17 @@ def _kept(
 
 
 def _pulled_back(
-    grad_y: Tensor, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, lse: Tensor, scale: float, output_scale: float
+    grad_y: Tensor, saved: Sequence[Tensor], scale: float, output_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v."""
+    """The gradients of q, k and v from these three, softmax(...) v and the log-sum-exp."""
+    q, k, v, attended, lse = saved
     if not (_torch_can_derive(q) and q.numel() and _torch_is_better(q, k, v, None, output_scale)):
         return _op("bwd")(grad_y, q, k, v, attended, lse, scale, output_scale)
     g = grad_y if output_scale == 1 else grad_y * output_scale
     g = g if g.stride(-1) == 1 else g.contiguous()
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return backward(g, q, k, v, attended, lse, 0.0, False, scale=scale)
+    grad_q, grad_k, grad_v = backward(g, q, k, v, attended, lse, 0.0, False, scale=scale)
+    return grad_q, grad_k, grad_v
 
 
 def _torch_can_derive(q: Tensor) -> bool:
@@ -205,9 +207,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, *_: Optional) -> Result:
         needed = ctx.needs_input_grad
-        gradients = (None, None, None)
+        gradients: Result = (None, None, None)
         if needed[0] or needed[1] or needed[2]:
-            gradients = _pulled_back(grad_y, *ctx.saved_tensors, ctx.scale, ctx.output_scale)
+            gradients = _pulled_back(grad_y, ctx.saved_tensors, ctx.scale, ctx.output_scale)
         return *_where_needed(gradients, needed), _scaled(grad_y, ctx.output_scale, needed[3]), None, None
 
 
@@ -246,7 +248,7 @@ class _Vjp(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _pulled_back(*args)
+        return _pulled_back(args[0], args[1:6], *args[6:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -316,7 +318,7 @@ def _gradients(
     """Of q, k and v, by a Function where somebody differentiates them."""
     if needs_function(grad_y, *saved):
         return _Vjp.apply(grad_y, *saved, scale, output_scale)
-    return _pulled_back(grad_y, *saved, scale, output_scale)
+    return _pulled_back(grad_y, saved, scale, output_scale)
 
 
 def _where_needed(gradients: Sequence[Optional], needed: Sequence[bool]) -> list[Optional]:
