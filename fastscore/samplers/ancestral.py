@@ -14,7 +14,7 @@ from fastscore.samplers.table import Table
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["EulerAncestralSampler"]
+__all__ = ["EulerAncestralSampler", "down_and_up"]
 
 
 class EulerAncestralSampler(FixedStepSampler):
@@ -69,11 +69,16 @@ class EulerAncestralSampler(FixedStepSampler):
     def _tabulate(self, table: Table) -> None:
         for node, after in itertools.pairwise(self._path):
             s, s1 = node.ratio, after.ratio
-            up = min(s1, self.eta * s1 * math.sqrt((s - s1) * (s + s1)) / s)
-            down = math.sqrt((s1 - up) * (s1 + up))
+            down, up = down_and_up(s, s1, self.eta)
             y, slope, name = table.x / node.alpha, table.evaluate("noise", node), "euler"
             if self.order == 2 and down > 0:
                 middle, name = node_at(self.sde, math.sqrt(s * down)), "midpoint"
                 table.stage(middle.alpha * (y + (middle.ratio - s) * slope), middle, name="euler")
                 slope = table.evaluate("noise", middle)
             table.step(after.alpha * (y + (down - s) * slope), after, noise=after.alpha * self.s_noise * up, name=name)
+
+
+def down_and_up(s: float, s1: float, eta: float = 1.0) -> tuple[float, float]:
+    """The level below s1 to which a step from the level s leads, and the noise from there up to s1."""
+    up = min(s1, eta * s1 * math.sqrt((s - s1) * (s + s1)) / s)
+    return math.sqrt((s1 - up) * (s1 + up)), up

@@ -17,7 +17,7 @@ from fastscore.samplers.timesteps import level_path
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["DDIMInverseSampler", "DDIMSampler"]
+__all__ = ["DDIMInverseSampler", "DDIMSampler", "ddim_step"]
 
 
 class DDIMSampler(FixedStepSampler):
@@ -70,16 +70,8 @@ class DDIMSampler(FixedStepSampler):
         self.plan()
 
     def _tabulate(self, table: Table) -> None:
-        eta = 1.0 if isinstance(self.eta, str) else self.eta
         for node, after in itertools.pairwise(self._path):
-            a, b = node.transition(after)
-            clean, noise = _predictions(table, node, clipped=self.clipped_noise)
-            # sigma_s^2 - c^2 = sigma_s^2 (1 - eta^2 (1 - (a sigma_s / sigma_t)^2)), in the form that does not cancel
-            direction = after.sigma * math.sqrt(1 - eta * eta + (eta * a * after.sigma / node.sigma) ** 2)
-            scale = eta * after.sigma * b / node.sigma
-            if self.eta == "sigma_hat" and after.sigma > 0:
-                scale = b
-            table.step(after.alpha * clean + direction * noise, after, noise=scale, name="ddim")
+            ddim_step(table, node, after, self.eta, clipped_noise=self.clipped_noise)
 
 
 class DDIMInverseSampler(FixedStepSampler):
@@ -134,6 +126,19 @@ class DDIMInverseSampler(FixedStepSampler):
                 f"DDIMInverseSampler: images must be a tensor of shape (B, ...), got {type(shape_or_latent).__name__}"
             )
         return super()._start(shape_or_latent, seed, noise, *where)
+
+
+def ddim_step(table: Table, node: Node, after: Node, eta: float | str, *, clipped_noise: bool) -> None:
+    """Write down the step from a node to the one after it."""
+    share = 1.0 if isinstance(eta, str) else eta
+    a, b = node.transition(after)
+    clean, noise = _predictions(table, node, clipped=clipped_noise)
+    # sigma_s^2 - c^2 = sigma_s^2 (1 - eta^2 (1 - (a sigma_s / sigma_t)^2)), in the form that does not cancel
+    direction = after.sigma * math.sqrt(1 - share * share + (share * a * after.sigma / node.sigma) ** 2)
+    scale = share * after.sigma * b / node.sigma
+    if eta == "sigma_hat" and after.sigma > 0:
+        scale = b
+    table.step(after.alpha * clean + direction * noise, after, noise=scale, name="ddim")
 
 
 def _predictions(table: Table, node: Node, *, clipped: bool) -> tuple[Expression, Expression]:

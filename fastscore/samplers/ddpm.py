@@ -9,13 +9,14 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fastscore.samplers.base import FixedStepSampler, check_choice
-from fastscore.samplers.table import Table
+from fastscore.samplers.grid import Node
+from fastscore.samplers.table import Expression, Table
 from fastscore.samplers.timesteps import level_path
 from fastscore.schedule import DiscreteVPSDE
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["DDPMSampler"]
+__all__ = ["DDPMSampler", "posterior_mean"]
 
 
 class DDPMSampler(FixedStepSampler):
@@ -70,9 +71,7 @@ class DDPMSampler(FixedStepSampler):
 
     def _tabulate(self, table: Table) -> None:
         for node, after in itertools.pairwise(self._path):
-            a, b = node.transition(after)
-            clean = table.evaluate("denoised", node)
-            mean = a * (after.sigma / node.sigma) ** 2 * table.x + after.alpha * (b / node.sigma) ** 2 * clean
+            mean, b = posterior_mean(table, node, after)
             exponent, noise = None, b if self.variance == "fixed_large" else b * after.sigma / node.sigma
             if after.sigma == 0:
                 noise = 0.0
@@ -81,3 +80,10 @@ class DDPMSampler(FixedStepSampler):
                 if after.sigma > 0:
                     noise, exponent = b * math.sqrt(after.sigma / node.sigma), 0.5 * math.log(node.sigma / after.sigma)
             table.step(mean, after, noise=noise, exponent=exponent, name="ddpm")
+
+
+def posterior_mean(table: Table, node: Node, after: Node) -> tuple[Expression, float]:
+    """Mean of ``q(x_s | x_t, x_0)`` from a node t to the node s after it, and b of ``x_t = a x_s + b z``."""
+    a, b = node.transition(after)
+    clean = table.evaluate("denoised", node)
+    return a * (after.sigma / node.sigma) ** 2 * table.x + after.alpha * (b / node.sigma) ** 2 * clean, b

@@ -13,9 +13,9 @@ from fastscore.samplers.table import Expression, Table
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["EDMSampler"]
+__all__ = ["MOST_CHURN", "EDMSampler", "moved"]
 
-_MOST_CHURN = math.sqrt(2) - 1  # gamma at which a step adds as much noise as there is
+MOST_CHURN = math.sqrt(2) - 1  # gamma at which a step adds as much noise as there is
 
 
 class EDMSampler(FixedStepSampler):
@@ -96,7 +96,7 @@ class EDMSampler(FixedStepSampler):
     def _churned(self, node: Node) -> tuple[Node, float]:
         """Where the step from a node starts, and the scale of the noise that leads there."""
         inside = self.s_min <= node.ratio <= self.s_max and node is not self._path[-1]
-        gamma = min(self.s_churn / self.steps, _MOST_CHURN) if inside else 0.0
+        gamma = min(self.s_churn / self.steps, MOST_CHURN) if inside else 0.0
         if gamma == 0:
             return node, 0.0
         start = node_at(self.sde, (1 + gamma) * node.ratio)
@@ -104,14 +104,7 @@ class EDMSampler(FixedStepSampler):
 
     def _moved(self, table: Table, node: Node, after: Node) -> tuple[Expression, str]:
         """The state at the end of a step, divided by alpha, and the name of the step."""
-        y, h = table.x / node.alpha, after.ratio - node.ratio
-        slope = table.evaluate("noise", node)
-        seen = self._second_look(node, after) if self.order == 2 else after
-        if self.order == 1 or seen.sigma == 0:
-            return y + h * slope, "euler"
-        table.stage(seen.alpha * (y + (seen.ratio - node.ratio) * slope), seen, name="euler")
-        weight = 1 / (2 * self.alpha)
-        return y + h * ((1 - weight) * slope + weight * table.evaluate("noise", seen)), "second order"
+        return moved(table, node, after, self._second_look(node, after) if self.order == 2 else None, self.alpha)
 
     def _second_look(self, node: Node, after: Node) -> Node:
         if self.alpha == 1:
@@ -120,3 +113,18 @@ class EDMSampler(FixedStepSampler):
             return node_at(self.sde, node.ratio ** (1 - self.alpha) * after.ratio**self.alpha)
         first, last = (level ** (1 / self.stage_rho) for level in (node.ratio, after.ratio))
         return node_at(self.sde, (first + self.alpha * (last - first)) ** self.stage_rho)
+
+
+def moved(table: Table, node: Node, after: Node, seen: Node | None, alpha: float = 1.0) -> tuple[Expression, str]:
+    """The state at the end of the step from a node to the one after it, divided by alpha there, and the step's name.
+
+    Args:
+        seen: where the second slope is seen, `alpha` of the way; None, or a node without noise: Euler's step.
+    """
+    y, h = table.x / node.alpha, after.ratio - node.ratio
+    slope = table.evaluate("noise", node)
+    if seen is None or seen.sigma == 0:
+        return y + h * slope, "euler"
+    table.stage(seen.alpha * (y + (seen.ratio - node.ratio) * slope), seen, name="euler")
+    weight = 1 / (2 * alpha)
+    return y + h * ((1 - weight) * slope + weight * table.evaluate("noise", seen)), "second order"

@@ -16,7 +16,7 @@ from fastscore.samplers.table import Expression, Table
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["SDEDPMSolver2SSampler", "SDEDPMSolverSampler"]
+__all__ = ["SDEDPMSolver2SSampler", "SDEDPMSolverSampler", "stochastic_flow"]
 
 
 class SDEDPMSolverSampler(FixedStepSampler):
@@ -98,7 +98,7 @@ class SDEDPMSolverSampler(FixedStepSampler):
                 table.step(table.evaluate("denoised", s), t, name="denoise")
                 continue
             m = table.evaluate(TARGETS[self.algorithm], s, keep=self.order > 1)
-            flow, noise = self._flow(s, t)
+            flow, noise = stochastic_flow(self.algorithm, self.eta, s, t)
             earlier = [((log_ratio - s.log_ratio) / flow.h, old) for log_ratio, old in known]
             if order == 1:
                 moved = flow.first(table.x, m)
@@ -109,18 +109,19 @@ class SDEDPMSolverSampler(FixedStepSampler):
             table.step(moved, t, noise=self.s_noise * noise, name=f"sde-{self.algorithm} {order}M")
             known.appendleft((s.log_ratio, m))
 
-    def _flow(self, s: Node, t: Node) -> tuple[Flow, float]:
-        """The way of the mean from s to t, and the standard deviation of the noise gathered on it."""
-        eta, h = self.eta, t.log_ratio - s.log_ratio
-        if self.algorithm == "dpmsolver":
-            z, ratio, scale = h, t.alpha / s.alpha, (1 + eta) * t.sigma
-            noise = t.sigma * math.sqrt(eta * math.expm1(2 * h))
-        else:
-            z, ratio, scale = -(1 + eta) * h, t.sigma / s.sigma * math.exp(-eta * h), t.alpha
-            noise = t.sigma * math.sqrt(-math.expm1(-2 * eta * h))
-        phi1 = math.expm1(z)
-        phi2 = phi1 / z - 1
-        return Flow(ratio, (scale * phi1, scale * phi2, scale * (phi2 / z - 0.5)), h), noise
+
+def stochastic_flow(algorithm: str, eta: float, s: Node, t: Node) -> tuple[Flow, float]:
+    """The way of the mean from s to t, and the standard deviation of the noise gathered on it."""
+    h = t.log_ratio - s.log_ratio
+    if algorithm == "dpmsolver":
+        z, ratio, scale = h, t.alpha / s.alpha, (1 + eta) * t.sigma
+        noise = t.sigma * math.sqrt(eta * math.expm1(2 * h))
+    else:
+        z, ratio, scale = -(1 + eta) * h, t.sigma / s.sigma * math.exp(-eta * h), t.alpha
+        noise = t.sigma * math.sqrt(-math.expm1(-2 * eta * h))
+    phi1 = math.expm1(z)
+    phi2 = phi1 / z - 1
+    return Flow(ratio, (scale * phi1, scale * phi2, scale * (phi2 / z - 0.5)), h), noise
 
 
 class SDEDPMSolver2SSampler(FixedStepSampler):

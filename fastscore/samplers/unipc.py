@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
 from fastscore.samplers.dpm_solver_formulas import TARGETS, Flow
-from fastscore.samplers.grid import path
+from fastscore.samplers.grid import Node, path
 from fastscore.samplers.table import Expression, Table
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
-__all__ = ["UniPCSampler"]
+__all__ = ["UniPCSampler", "unipc_steps"]
 
 
 class UniPCSampler(FixedStepSampler):
@@ -82,25 +82,38 @@ class UniPCSampler(FixedStepSampler):
         self.plan()
 
     def _tabulate(self, table: Table) -> None:
-        algorithm = "dpmsolver++" if self.predict_x0 else "dpmsolver"
-        known: deque[tuple[float, Expression]] = deque(maxlen=self.order + 1)
-        before: _Increment | None = None
-        for i, (s, t) in enumerate(itertools.pairwise(self._path)):
-            m = table.evaluate(TARGETS[algorithm], s, keep=True)
-            corrected = table.x
-            if before is not None:
-                corrected = table.x + before.corrected(m) - before.predicted()
-            known.appendleft((s.log_ratio, m))
-            order = min(self.order, i + 1, self.steps - i if self.lower_order_final else self.order)
-            flow = Flow.between(algorithm, s, t)
-            moved = flow.first(corrected, m)
-            if t.sigma == 0:
-                table.step(moved, t, name="unipc 1")
-                break
-            z, scale = (-flow.h, t.alpha) if self.predict_x0 else (flow.h, t.sigma)
-            increment = _Increment(z, scale, list(known)[:order], self.variant)
-            table.step(moved + increment.predicted(), t, name=f"unipc {order}")
-            before = None if i in self.disable_corrector else increment
+        unipc_steps(
+            table, self._path, self.order, self.variant, self.predict_x0, self.disable_corrector, self.lower_order_final
+        )
+
+
+def unipc_steps(
+    table: Table, grid: Sequence[Node], order: int, variant: str, predict_x0: bool, disable_corrector: Collection[int],
+    lower_order_final: bool,
+) -> None:  # fmt: skip
+    """Write down the steps along a grid of nodes, of which the last two may be the same; see `UniPCSampler`."""
+    algorithm, steps = "dpmsolver++" if predict_x0 else "dpmsolver", len(grid) - 1
+    known: deque[tuple[float, Expression]] = deque(maxlen=order + 1)
+    before: _Increment | None = None
+    for i, (s, t) in enumerate(itertools.pairwise(grid)):
+        m = table.evaluate(TARGETS[algorithm], s, keep=True)
+        corrected = table.x
+        if before is not None:
+            corrected = table.x + before.corrected(m) - before.predicted()
+        known.appendleft((s.log_ratio, m))
+        if t.ratio == s.ratio:
+            table.step(corrected, t, name="unipc 0")
+            break
+        now = min(order, i + 1, steps - i if lower_order_final else order)
+        flow = Flow.between(algorithm, s, t)
+        moved = flow.first(corrected, m)
+        if t.sigma == 0:
+            table.step(moved, t, name="unipc 1")
+            break
+        z, scale = (-flow.h, t.alpha) if predict_x0 else (flow.h, t.sigma)
+        increment = _Increment(z, scale, list(known)[:now], variant)
+        table.step(moved + increment.predicted(), t, name=f"unipc {now}")
+        before = None if i in disable_corrector else increment
 
 
 class _Increment:
