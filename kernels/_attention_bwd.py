@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,6 @@ from torch import Tensor
 
 from ._attention import (
     LOG2E,
-    config,
     dot,
     dots,
     head_of,
@@ -26,6 +27,7 @@ from ._attention import (
     store_block,
     zeros,
 )
+from ._attention_plan import chosen
 from ._launch import launch
 
 
@@ -55,11 +57,9 @@ def attention_delta_kernel(
     dtype: tl.constexpr = delta.dtype.element_ty
     sums = tl.zeros((block_n, width), dtype)
     for column in tl.static_range(0, size, width):
-        g = load_block(
-            grad, start, grad_strides[2], N, block_n, column, (0, width, size % width != 0), size, False, wide
-        )
+        g = load_block(grad, start, grad_strides, N, block_n, column, (0, width, size % width != 0), size, False, wide)
         a = load_block(
-            attended, start, attended_strides[2], N, block_n, column, (0, width, size % width != 0), size, False, wide
+            attended, start, attended_strides, N, block_n, column, (0, width, size % width != 0), size, False, wide
         )
         sums += g.to(dtype) * a.to(dtype)
     row = start + tl.arange(0, block_n)
@@ -115,8 +115,8 @@ def attention_grad_q_kernel(
 
     held, held_grad = (), ()
     if resident:
-        held = load_all(q, start, q_strides[2], N, block_n, 0, pieces, size, False, wide)
-        held_grad = load_all(grad, start, grad_strides[2], N, block_n, 0, pieces, size, False, wide)
+        held = load_all(q, start, q_strides, N, block_n, 0, pieces, size, False, wide)
+        held_grad = load_all(grad, start, grad_strides, N, block_n, 0, pieces, size, False, wide)
     sums = zeros(block_n, columns, dtype)
     for key in range(0, M, block_m):
         s = tl.zeros((block_n, block_m), dtype)
@@ -125,21 +125,21 @@ def attention_grad_q_kernel(
             if resident:
                 rows, rows_grad = held[i], held_grad[i]
             else:
-                rows = load_block(q, start, q_strides[2], N, block_n, 0, pieces[i], size, False, wide)
-                rows_grad = load_block(grad, start, grad_strides[2], N, block_n, 0, pieces[i], size, False, wide)
-            tile = load_block(k, key, k_strides[2], M, block_m, 0, pieces[i], size, even, wide)
+                rows = load_block(q, start, q_strides, N, block_n, 0, pieces[i], size, False, wide)
+                rows_grad = load_block(grad, start, grad_strides, N, block_n, 0, pieces[i], size, False, wide)
+            tile = load_block(k, key, k_strides, M, block_m, 0, pieces[i], size, even, wide)
             s = dot(rows, tl.trans(tile), s, precision)
-            tile = load_block(v, key, v_strides[2], M, block_m, 0, pieces[i], size, even, wide)
+            tile = load_block(v, key, v_strides, M, block_m, 0, pieces[i], size, even, wide)
             dp = dot(rows_grad, tl.trans(tile), dp, precision)
         p = tl.exp2((s * scale - base[:, None]) * LOG2E)
         if not even:
             p = tl.where(tl.arange(0, block_m)[None, :] < M - key, p, 0.0)
         ds = (p * (dp * output_scale - common[:, None])).to(k.dtype.element_ty)
-        tiles = load_all(k, key, k_strides[2], M, block_m, first, columns, size, even, wide)
+        tiles = load_all(k, key, k_strides, M, block_m, first, columns, size, even, wide)
         sums = dots(ds, tiles, sums, precision)
     sums = scaled(sums, tl.full((block_n,), scale, dtype))
     grad_q = head_of(grad_q, sample, head, grad_q_strides)
-    store_block(grad_q, start, grad_q_strides[2], N, sums, block_n, first, columns, size, wide)
+    store_block(grad_q, start, grad_q_strides, N, sums, block_n, first, columns, size, wide)
 
 
 @triton.jit
@@ -191,8 +191,8 @@ def attention_grad_kv_kernel(
 
     held_k, held_v = (), ()
     if resident:
-        held_k = load_all(k, start, k_strides[2], M, block_m, 0, pieces, size, False, wide)
-        held_v = load_all(v, start, v_strides[2], M, block_m, 0, pieces, size, False, wide)
+        held_k = load_all(k, start, k_strides, M, block_m, 0, pieces, size, False, wide)
+        held_v = load_all(v, start, v_strides, M, block_m, 0, pieces, size, False, wide)
     sums_k = zeros(block_m, columns, dtype)
     sums_v = zeros(block_m, columns, dtype)
     for query in range(0, N, block_n):
@@ -202,27 +202,27 @@ def attention_grad_kv_kernel(
             if resident:
                 keys, values = held_k[i], held_v[i]
             else:
-                keys = load_block(k, start, k_strides[2], M, block_m, 0, pieces[i], size, False, wide)
-                values = load_block(v, start, v_strides[2], M, block_m, 0, pieces[i], size, False, wide)
-            tile = load_block(q, query, q_strides[2], N, block_n, 0, pieces[i], size, even, wide)
+                keys = load_block(k, start, k_strides, M, block_m, 0, pieces[i], size, False, wide)
+                values = load_block(v, start, v_strides, M, block_m, 0, pieces[i], size, False, wide)
+            tile = load_block(q, query, q_strides, N, block_n, 0, pieces[i], size, even, wide)
             s = dot(keys, tl.trans(tile), s, precision)
-            tile = load_block(grad, query, grad_strides[2], N, block_n, 0, pieces[i], size, even, wide)
+            tile = load_block(grad, query, grad_strides, N, block_n, 0, pieces[i], size, even, wide)
             dp = dot(values, tl.trans(tile), dp, precision)
         row = query + tl.arange(0, block_n)
         base = tl.load(lse + row, row < N, float("inf"))  # where there is no query, p is 0
         common = tl.load(delta + row, row < N, 0.0)
         p = tl.exp2((s * scale - base[None, :]) * LOG2E)
         ds = (p * (dp * output_scale - common[None, :])).to(q.dtype.element_ty)
-        tiles = load_all(grad, query, grad_strides[2], N, block_n, first, columns, size, even, wide)
+        tiles = load_all(grad, query, grad_strides, N, block_n, first, columns, size, even, wide)
         sums_v = dots(p.to(q.dtype.element_ty), tiles, sums_v, precision)
-        tiles = load_all(q, query, q_strides[2], N, block_n, first, columns, size, even, wide)
+        tiles = load_all(q, query, q_strides, N, block_n, first, columns, size, even, wide)
         sums_k = dots(ds, tiles, sums_k, precision)
     sums_k = scaled(sums_k, tl.full((block_m,), scale, dtype))
     sums_v = scaled(sums_v, tl.full((block_m,), output_scale, dtype))
     grad_k = head_of(grad_k, sample, head, grad_k_strides)
     grad_v = head_of(grad_v, sample, head, grad_v_strides)
-    store_block(grad_k, start, grad_k_strides[2], M, sums_k, block_m, first, columns, size, wide)
-    store_block(grad_v, start, grad_v_strides[2], M, sums_v, block_m, first, columns, size, wide)
+    store_block(grad_k, start, grad_k_strides, M, sums_k, block_m, first, columns, size, wide)
+    store_block(grad_v, start, grad_v_strides, M, sums_v, block_m, first, columns, size, wide)
 
 
 def attention_bwd(
@@ -255,42 +255,48 @@ def attention_bwd(
         block_n=rows,
         num_warps=4,
     )
-    options = config("grad_q", q, n, m)
-    blocks = triton.cdiv(n, options["block_n"])
-    launch(
-        attention_grad_q_kernel,
-        heads * blocks * options["slices"],
-        q.device,
-        *operands_of(grad_q, grad, q, k, v),
-        lse,
-        delta,
-        q.shape[1],
-        n,
-        m,
-        blocks,
-        scale=scale,
-        output_scale=output_scale,
-        even=m % options["block_m"] == 0,
-        wide=wide,
-        **options,
-    )
-    options = config("grad_kv", q, n, m)
-    blocks = triton.cdiv(m, options["block_m"])
-    launch(
-        attention_grad_kv_kernel,
-        heads * blocks * options["slices"],
-        q.device,
-        *operands_of(grad_k, grad_v, grad, q, k, v),
-        lse,
-        delta,
-        q.shape[1],
-        n,
-        m,
-        blocks,
-        scale=scale,
-        output_scale=output_scale,
-        even=n % options["block_n"] == 0,
-        wide=wide,
-        **options,
-    )
+
+    def start_grad_q(options: dict[str, Any]) -> None:
+        blocks = triton.cdiv(n, options["block_n"])
+        launch(
+            attention_grad_q_kernel,
+            heads * blocks * options["slices"],
+            q.device,
+            *operands_of(grad_q, grad, q, k, v),
+            lse,
+            delta,
+            q.shape[1],
+            n,
+            m,
+            blocks,
+            scale=scale,
+            output_scale=output_scale,
+            even=m % options["block_m"] == 0,
+            wide=wide,
+            **options,
+        )
+
+    start_grad_q(chosen("grad_q", q, n, m, start_grad_q))
+
+    def start_grad_kv(options: dict[str, Any]) -> None:
+        blocks = triton.cdiv(m, options["block_m"])
+        launch(
+            attention_grad_kv_kernel,
+            heads * blocks * options["slices"],
+            q.device,
+            *operands_of(grad_k, grad_v, grad, q, k, v),
+            lse,
+            delta,
+            q.shape[1],
+            n,
+            m,
+            blocks,
+            scale=scale,
+            output_scale=output_scale,
+            even=n % options["block_n"] == 0,
+            wide=wide,
+            **options,
+        )
+
+    start_grad_kv(chosen("grad_kv", q, n, m, start_grad_kv))
     return grad_q, grad_k, grad_v

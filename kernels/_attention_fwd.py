@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,7 +14,6 @@ from torch import Tensor
 from ._attention import (
     LN2,
     LOG2E,
-    config,
     dot,
     dots,
     finish,
@@ -25,9 +26,11 @@ from ._attention import (
     readable,
     scaled,
     store_block,
+    strides_of,
     sums_dtype,
     zeros,
 )
+from ._attention_plan import chosen
 from ._launch import launch
 
 
@@ -75,7 +78,7 @@ def attention_fwd_kernel(
 
     held = ()
     if resident:
-        held = load_all(q, start, q_strides[2], N, block_n, 0, pieces, size, False, wide)
+        held = load_all(q, start, q_strides, N, block_n, 0, pieces, size, False, wide)
     a = zeros(block_n, columns, dtype)
     top = tl.full((block_n,), float("-inf"), dtype)
     total = tl.zeros((block_n,), dtype)
@@ -85,8 +88,8 @@ def attention_fwd_kernel(
             if resident:
                 rows = held[i]
             else:
-                rows = load_block(q, start, q_strides[2], N, block_n, 0, pieces[i], size, False, wide)
-            tile = load_block(k, key, k_strides[2], M, block_m, 0, pieces[i], size, even, wide)
+                rows = load_block(q, start, q_strides, N, block_n, 0, pieces[i], size, False, wide)
+            tile = load_block(k, key, k_strides, M, block_m, 0, pieces[i], size, even, wide)
             s = dot(rows, tl.trans(tile), s, precision)
         if not even:
             s = tl.where(tl.arange(0, block_m)[None, :] < M - key, s, float("-inf"))
@@ -95,7 +98,7 @@ def attention_fwd_kernel(
         shrink = tl.exp2((top - new_top) * (scale * LOG2E))
         top = new_top
         total = total * shrink + tl.sum(e, 1)
-        tiles = load_all(v, key, v_strides[2], M, block_m, first, columns, size, even, wide)
+        tiles = load_all(v, key, v_strides, M, block_m, first, columns, size, even, wide)
         a = dots(e.to(v.dtype.element_ty), tiles, scaled(a, shrink), precision)
 
     a = scaled(a, 1 / total)
@@ -104,12 +107,12 @@ def attention_fwd_kernel(
         tl.store(lse + (sample * heads + head) * N + row, top * scale + tl.log2(total) * LN2, row < N)
     if attended is not None:
         store_block(
-            head_of(attended, sample, head, y_strides), start, y_strides[2], N, a, block_n, first, columns, size, wide
+            head_of(attended, sample, head, y_strides), start, y_strides, N, a, block_n, first, columns, size, wide
         )
     y = head_of(y, sample, head, y_strides)
     if residual is not None:
         residual = head_of(residual, sample, head, residual_strides)
-    finish(y, start, y_strides[2], N, a, residual, residual_strides, output_scale, block_n, first, columns, size, wide)
+    finish(y, start, y_strides, N, a, residual, residual_strides, output_scale, block_n, first, columns, size, wide)
 
 
 def attention_fwd(
@@ -123,27 +126,28 @@ def attention_fwd(
         return y, attended, lse
     q, k, v = (readable(t) for t in (q, k, v))
     n, m = q.shape[2], k.shape[2]
-    options = config("fwd", q, n, m)
-    blocks = triton.cdiv(n, options["block_n"])
-    launch(
-        attention_fwd_kernel,
-        q.shape[0] * q.shape[1] * blocks * options["slices"],
-        q.device,
-        y,
-        attended if attended.numel() else None,
-        y.stride()[:3],
-        lse if keep else None,
-        *operands_of(q, k, v),
-        residual,
-        (0, 0, 0, 0) if residual is None else residual.stride(),
-        q.shape[1],
-        n,
-        m,
-        blocks,
-        scale=scale,
-        output_scale=output_scale,
-        even=m % options["block_m"] == 0,
-        wide=is_wide(y, q, k, v, residual),
-        **options,
-    )
+
+    def start(options: dict[str, Any]) -> None:
+        blocks = triton.cdiv(n, options["block_n"])
+        launch(
+            attention_fwd_kernel,
+            q.shape[0] * q.shape[1] * blocks * options["slices"],
+            q.device,
+            y,
+            attended if attended.numel() else None,
+            strides_of(y),
+            lse if keep else None,
+            *operands_of(q, k, v, residual),
+            q.shape[1],
+            n,
+            m,
+            blocks,
+            scale=scale,
+            output_scale=output_scale,
+            even=m % options["block_m"] == 0,
+            wide=is_wide(y, q, k, v, residual),
+            **options,
+        )
+
+    start(chosen("fwd", q, n, m, start))
     return y, attended, lse

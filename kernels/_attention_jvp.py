@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,7 +14,6 @@ from torch import Tensor
 from ._attention import (
     LN2,
     LOG2E,
-    config,
     dot,
     dots,
     finish,
@@ -26,9 +27,11 @@ from ._attention import (
     readable,
     scaled,
     store_block,
+    strides_of,
     sums_dtype,
     zeros,
 )
+from ._attention_plan import chosen
 from ._launch import launch
 
 
@@ -91,11 +94,11 @@ def attention_jvp_kernel(
 
     held, held_t = (), ()
     if resident:
-        held = load_all(q, start, q_strides[2], N, block_n, 0, pieces, size, False, wide)
+        held = load_all(q, start, q_strides, N, block_n, 0, pieces, size, False, wide)
     if q_t is not None:
         q_t = head_of(q_t, sample, head, q_t_strides)
         if resident:
-            held_t = load_all(q_t, start, q_t_strides[2], N, block_n, 0, pieces, size, False, wide)
+            held_t = load_all(q_t, start, q_t_strides, N, block_n, 0, pieces, size, False, wide)
     if k_t is not None:
         k_t = head_of(k_t, sample, head, k_t_strides)
     if v_t is not None:
@@ -113,17 +116,17 @@ def attention_jvp_kernel(
             if resident:
                 rows = held[i]
             else:
-                rows = load_block(q, start, q_strides[2], N, block_n, 0, pieces[i], size, False, wide)
-            keys = tl.trans(load_block(k, key, k_strides[2], M, block_m, 0, pieces[i], size, even, wide))
+                rows = load_block(q, start, q_strides, N, block_n, 0, pieces[i], size, False, wide)
+            keys = tl.trans(load_block(k, key, k_strides, M, block_m, 0, pieces[i], size, even, wide))
             s = dot(rows, keys, s, precision)
             if k_t is not None:
-                keys_t = tl.trans(load_block(k_t, key, k_t_strides[2], M, block_m, 0, pieces[i], size, even, wide))
+                keys_t = tl.trans(load_block(k_t, key, k_t_strides, M, block_m, 0, pieces[i], size, even, wide))
                 s_t = dot(rows, keys_t, s_t, precision)
             if q_t is not None:
                 if resident:
                     rows = held_t[i]
                 else:
-                    rows = load_block(q_t, start, q_t_strides[2], N, block_n, 0, pieces[i], size, False, wide)
+                    rows = load_block(q_t, start, q_t_strides, N, block_n, 0, pieces[i], size, False, wide)
                 s_t = dot(rows, keys, s_t, precision)
         if not even:
             s = tl.where(tl.arange(0, block_m)[None, :] < M - key, s, float("-inf"))
@@ -136,7 +139,7 @@ def attention_jvp_kernel(
         a = scaled(a, shrink)
         a_t = scaled(a_t, shrink)
         low = e.to(v.dtype.element_ty)
-        tiles = load_all(v, key, v_strides[2], M, block_m, first, columns, size, even, wide)
+        tiles = load_all(v, key, v_strides, M, block_m, first, columns, size, even, wide)
         if moved:
             new_center = center + tl.sum(e * (s_t * scale - center[:, None]), 1) / total
             shift = new_center - center
@@ -147,7 +150,7 @@ def attention_jvp_kernel(
             a_t = dots(e_t.to(v.dtype.element_ty), tiles, a_t, precision)
         a = dots(low, tiles, a, precision)
         if v_t is not None:
-            tiles = load_all(v_t, key, v_t_strides[2], M, block_m, first, columns, size, even, wide)
+            tiles = load_all(v_t, key, v_t_strides, M, block_m, first, columns, size, even, wide)
             a_t = dots(low, tiles, a_t, precision)
 
     a = scaled(a, 1 / total)
@@ -157,19 +160,19 @@ def attention_jvp_kernel(
         tl.store(lse + (sample * heads + head) * N + row, top * scale + tl.log2(total) * LN2, row < N)
     if attended is not None:
         store_block(
-            head_of(attended, sample, head, y_strides), start, y_strides[2], N, a, block_n, first, columns, size, wide
+            head_of(attended, sample, head, y_strides), start, y_strides, N, a, block_n, first, columns, size, wide
         )
     y = head_of(y, sample, head, y_strides)
     if residual is not None:
         residual = head_of(residual, sample, head, residual_strides)
-    finish(y, start, y_strides[2], N, a, residual, residual_strides, output_scale, block_n, first, columns, size, wide)
+    finish(y, start, y_strides, N, a, residual, residual_strides, output_scale, block_n, first, columns, size, wide)
     y_t = head_of(y_t, sample, head, y_strides)
     if residual_t is not None:
         residual_t = head_of(residual_t, sample, head, residual_t_strides)
     finish(
         y_t,
         start,
-        y_strides[2],
+        y_strides,
         N,
         a_t,
         residual_t,
@@ -205,30 +208,29 @@ def attention_jvp(
     q, k, v = (readable(t) for t in (q, k, v))
     q_t, k_t, v_t = (None if t is None else readable(t) for t in (q_t, k_t, v_t))
     n, m = q.shape[2], k.shape[2]
-    options = config("jvp", q, n, m)
-    blocks = triton.cdiv(n, options["block_n"])
-    launch(
-        attention_jvp_kernel,
-        q.shape[0] * q.shape[1] * blocks * options["slices"],
-        q.device,
-        y,
-        y_t,
-        attended if attended.numel() else None,
-        y.stride()[:3],
-        lse if keep else None,
-        *operands_of(q, k, v, q_t, k_t, v_t),
-        residual,
-        (0, 0, 0, 0) if residual is None else residual.stride(),
-        residual_t,
-        (0, 0, 0, 0) if residual_t is None else residual_t.stride(),
-        q.shape[1],
-        n,
-        m,
-        blocks,
-        scale=scale,
-        output_scale=output_scale,
-        even=m % options["block_m"] == 0,
-        wide=is_wide(y, q, k, v, q_t, k_t, v_t, residual, residual_t),
-        **options,
-    )
+
+    def start(options: dict[str, Any]) -> None:
+        blocks = triton.cdiv(n, options["block_n"])
+        launch(
+            attention_jvp_kernel,
+            q.shape[0] * q.shape[1] * blocks * options["slices"],
+            q.device,
+            y,
+            y_t,
+            attended if attended.numel() else None,
+            strides_of(y),
+            lse if keep else None,
+            *operands_of(q, k, v, q_t, k_t, v_t, residual, residual_t),
+            q.shape[1],
+            n,
+            m,
+            blocks,
+            scale=scale,
+            output_scale=output_scale,
+            even=m % options["block_m"] == 0,
+            wide=is_wide(y, q, k, v, q_t, k_t, v_t, residual, residual_t),
+            **options,
+        )
+
+    start(chosen("jvp", q, n, m, start))
     return y, y_t, attended, lse

@@ -208,6 +208,7 @@ NUMBERS = {
     ("group_norm_silu_jvp_partials_kernel", "stores"),
     ("hutchinson_probe_kernel", "loads"),
     ("attention_delta_kernel", "stores"),
+    ("attention_delta_kernel", "stores"),
 }
 
 # By a pattern of the kernel's name with its template arguments; the first that fits.

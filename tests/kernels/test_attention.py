@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscore import reference
-from fastscore.kernels import _attention
+from fastscore.kernels import _attention, _attention_plan
 from fastscore.kernels._launch import LAUNCHES, launch
 from fastscore.ops import attention
 from fastscore.testing.attention import (
@@ -42,7 +42,7 @@ CUTS = {
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def choose(name: str) -> None:
-        monkeypatch.setattr(_attention, "plan_of", lambda *_: _attention.Plan(*CUTS[name], 4, 1))
+        monkeypatch.setattr(_attention_plan, "plan_of", lambda *_: _attention_plan.Plan(*CUTS[name], 4, 1))
 
     return choose
 
@@ -303,7 +303,7 @@ def test_float32_is_not_rounded_to_tf32_unless_torch_may(device: torch.device, l
 @pytest.mark.parametrize("largest", [16, 64, 128])
 @pytest.mark.parametrize("size", [1, 16, 32, 40, 72, 80, 96, 160, 320, 512])
 def test_pieces_cover_every_column_once(size: int, largest: int, device: torch.device) -> None:
-    pieces = _attention.pieces_of(size, largest)
+    pieces = _attention_plan.pieces_of(size, largest)
     end = 0
     for start, width, beyond in pieces:
         assert start == end
