@@ -9,7 +9,7 @@ in the same order, and the same numbers up to rounding. It is made from the stoc
 """
 
 try:
-    import diffusers as _diffusers  # noqa: F401
+    from diffusers import SchedulerMixin  # noqa: F401, a pipeline that is loaded looks for it beside its scheduler
 except ImportError as error:
     raise ImportError("fastscore.compat.diffusers needs diffusers: pip install diffusers") from error
 
@@ -31,3 +31,6 @@ __all__ = [
     "FastScoreSdeVeScheduler",
     "FastUniPCMultistepScheduler",
 ]
+
+for _name in __all__:  # what a pipeline writes down to be loaded again
+    globals()[_name].__module__ = __name__
