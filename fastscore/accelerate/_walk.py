@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from fastscore.accelerate import diffusers, sequential
+from fastscore.accelerate import ddim, diffusers, edm, guided_diffusion, score_sde, sequential
 from fastscore.accelerate._layers import is_group_norm, is_silu
 from fastscore.accelerate._swap import Finding, Fused, definer, hooked, swap, unswap
 from fastscore.accelerate.report import Entry, Report
 from fastscore.accelerate.sequential import FusedActivation, FusedNorm
 
-_PEERS = (diffusers, sequential)
+_PEERS = (diffusers, score_sde, ddim, guided_diffusion, edm, sequential)
 MIXINS = [mixin for peer in _PEERS for mixin in peer.MIXINS]
 PAIRS = diffusers.PAIRS
 _CONVOLUTION = "torch's own 3x3 convolution is the fastest there is so far"
