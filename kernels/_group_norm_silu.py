@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import warps_of
 from ._states import Layout, Operand, layout_of, operand
 
-WARP = 64 if torch.version.hip else 32
 ONE_PASS_THREADS = 1024  # the most there are: what they hold in registers is read once
 SPLIT_THREADS = 256  # of a program of a group that is read twice
 SMALL_THREADS = 64  # a program takes several groups rather than to have fewer
-WORDS = 16  # registers of 4 bytes in which a thread holds tensor elements: 64 registers in all keep an SM half full
+REGISTERS = 64  # of a thread of an NVIDIA GPU: they keep an SM half full
+WORDS = 16  # of them that hold tensor elements
 LINE, SECTOR = 64, 32  # bytes beside each other that a program reads, at best and at least
 CHUNKS = 256  # the most parts that a group is cut into, and 1024 in all the groups of a program
 
@@ -69,7 +70,7 @@ class Plan(NamedTuple):
     ranges: int  # programs to the pixels of a channel
     chunks: int  # programs to a group
     width: int  # how many of them are combined at once: a power of two
-    warps: int
+    threads: int
 
     @property
     def one_pass(self) -> bool:
@@ -101,7 +102,7 @@ def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size:
     if wide_enough and elements(groups) <= held * ONE_PASS_THREADS:
         while groups < all_groups and elements(groups) < held * SMALL_THREADS:
             groups *= 2
-        return Plan(groups, group_channels, all_pixels, 1, 1, 1, 1, _warps(elements(groups), held, threads))
+        return Plan(groups, group_channels, all_pixels, 1, 1, 1, 1, _threads(elements(groups), held, threads))
     tile = held * SPLIT_THREADS
     if last:
         groups = line
@@ -123,7 +124,7 @@ def plan(sample_groups: int, group_channels: int, pixels: int, last: bool, size:
         ranges,
         subs * ranges,
         width,
-        _warps(elements(groups, channels, rows), held, threads),
+        _threads(elements(groups, channels, rows), held, threads),
     )
 
 
@@ -143,8 +144,8 @@ def _block(channels: int, pixels: int, tile: int) -> tuple[int, int]:
     return min(tile // chosen, triton.next_power_of_2(channels)), chosen
 
 
-def _warps(elements: int, held: int, threads: int) -> int:
-    return max(min(elements // held, threads), 128) // WARP
+def _threads(elements: int, held: int, threads: int) -> int:
+    return max(min(elements // held, threads), 128)
 
 
 class Call:
@@ -165,9 +166,8 @@ class Call:
         self.pixels = max(math.prod(x.shape[2:]), 1)
         last = self.layout.channels > 1 or self.pixels == 1
         held = max(WORDS // (arrays * (self.dtype.itemsize // 4)), 1)
-        # Where threads hold many channels, or wide numbers, 64 registers (all that 1024 threads can have) are too few.
-        crowded = arrays > 1 and (last or self.dtype == torch.float64)
-        threads = 512 if crowded else 1024
+        # 1024 threads have 64 registers each, which are too few for wide numbers of two arrays.
+        threads = 512 if arrays > 1 and self.dtype == torch.float64 else 1024
         self.plan = plan(num_groups, channels // num_groups, self.pixels, last, x.element_size(), held, threads)
         self._operands = [operand(t, self.layout) for t in (x, *others)]
         self.tile = Tile(
@@ -183,6 +183,14 @@ class Call:
     def operands(self) -> list[Tensor | int]:
         """x, its stride in units of the tile, and so on."""
         return [part for o in self._operands for part in Operand(o.tensor, o.stride // self.tile.stride_unit)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a launch of a kernel that holds tiles."""
+        options = {"tile": self.tile, "num_warps": warps_of(self.plan.threads)}
+        if self.dtype == torch.float32 and not torch.version.hip:
+            options["maxnreg"] = REGISTERS
+        return options
 
     @property
     def units(self) -> int:

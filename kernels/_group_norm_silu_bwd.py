@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ._group_norm_silu import (
-    WARP,
     Call,
     affine,
     channels_of,
@@ -26,7 +25,7 @@ from ._group_norm_silu import (
     silu_slope,
     to_rows,
 )
-from ._launch import launch
+from ._launch import launch, warps_of
 
 BLOCK = (16, 32)  # samples and channels that a program of the parameters' gradients takes at once
 
@@ -100,6 +99,20 @@ def group_norm_silu_bwd_kernel(
 
 
 @triton.jit
+def no_sums(dtype: tl.constexpr, tile: tl.constexpr):
+    """0 for each channel of a tile; for each element where they are in as many registers, and cheaper to add to."""
+    return tl.full((tile.rows, tile.pixels if tile.last else 1), 0, dtype)
+
+
+@triton.jit
+def in_sums(values, tile: tl.constexpr):
+    """(rows, tile.pixels) as it is added to such sums."""
+    if not tile.last:
+        values = tl.sum(values, 1, keep_dims=True)
+    return values
+
+
+@triton.jit
 def group_norm_silu_bwd_partials_kernel(
     partial,
     x,
@@ -116,33 +129,36 @@ def group_norm_silu_bwd_partials_kernel(
     silu: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """The sums over the pixels of a chunk; partial: (3, N, channels, ranges), channels last if x has them last."""
+    """The sums over the pixels of a chunk, of g, of g (x - center) and of x - center.
+
+    partial: (3, N, channels, ranges), channels last if x has them last.
+    """
     sample, block, sub, part = chunk_of(tl.program_id(0), ranges, tile)
     dtype: tl.constexpr = mean.dtype.element_ty
     pixels *= tl.full((), tile.pixel_unit, tl.int32)
     first, row, known = channels_of(block, sub, tile)
     channel = first + row
-    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
+    center, _, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
     x += sample * x_stride * tile.stride_unit
     grad_y += sample * grad_y_stride * tile.stride_unit
-    sum_g = tl.full((tile.rows,), 0, dtype)
-    sum_gx = tl.full((tile.rows,), 0, dtype)
-    sum_x = tl.full((tile.rows,), 0, dtype)
+    sum_g = no_sums(dtype, tile)
+    sum_gx = no_sums(dtype, tile)
+    sum_x = no_sums(dtype, tile)
     begin, end = pixels_of(part, steps, pixels, tile)
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
         deviation, g = load_gradient(x + start, grad_y + start, offset, there, center, slope, beta, silu, "")
-        sum_g += tl.sum(g, 1)
-        sum_gx += tl.sum(g * deviation, 1)
+        sum_g += in_sums(g, tile)
+        sum_gx += in_sums(g * deviation, tile)
         if parameters[2] is not None:
-            sum_x += tl.sum(tl.where(there, deviation, 0), 1)
+            sum_x += in_sums(tl.where(there, deviation, 0), tile)
     size = tile.sample_channels * ranges
     plane = (tl.num_programs(0) // (tile.blocks * tile.subs * ranges)).to(tl.int64) * size
     partial += sample * size + part_of(channel, part, ranges, tile)
-    tl.store(partial, sum_g, known)
-    tl.store(partial + plane, scale * sum_gx, known)
+    tl.store(partial, tl.sum(sum_g, 1), known)
+    tl.store(partial + plane, tl.sum(sum_gx, 1), known)
     if parameters[2] is not None:
-        tl.store(partial + 2 * plane, scale * sum_x, known)
+        tl.store(partial + 2 * plane, tl.sum(sum_x, 1), known)
 
 
 @triton.jit
@@ -157,7 +173,7 @@ def part_of(channel, part, ranges, tile: tl.constexpr):
 
 @triton.jit
 def group_norm_silu_bwd_finish_kernel(
-    sums, means, partial, parameters, strides, pixels, ranges, width: tl.constexpr, tile: tl.constexpr
+    sums, means, partial, parameters, strides, rstd, pixels, ranges, width: tl.constexpr, tile: tl.constexpr
 ):
     """The sums and means of the groups of a program out of the partial ones, always in the same order."""
     program = tl.program_id(0)
@@ -169,22 +185,24 @@ def group_norm_silu_bwd_finish_kernel(
     sums += sample * tile.sample_channels
     mean_g = tl.full((tile.groups,), 0, dtype)
     mean_gx = tl.full((tile.groups,), 0, dtype)
+    group, real = groups_of(block, tile)
+    group += sample * tile.sample_groups
+    scale = to_rows(tl.load(rstd + group, real, 0), tile)
     for sub in range(tile.subs):
         first, row, known = channels_of(block, sub, tile)
         channel = first + row
         alpha, _ = affine(parameters, strides, sample, channel, known, dtype)
         sum_g = over_ranges(partial, channel, known, ranges, width, tile)
-        sum_gx = over_ranges(partial + batch * size, channel, known, ranges, width, tile)
+        sum_gx = scale * over_ranges(partial + batch * size, channel, known, ranges, width, tile)
         tl.store(sums + channel, sum_g, known)
         tl.store(sums + batch * tile.sample_channels + channel, sum_gx, known)
         if parameters[2] is not None:
-            sum_x = over_ranges(partial + 2 * batch * size, channel, known, ranges, width, tile)
+            sum_x = scale * over_ranges(partial + 2 * batch * size, channel, known, ranges, width, tile)
             tl.store(sums + 2 * batch * tile.sample_channels + channel, sum_x, known)
         mean_g += over_channels(alpha * sum_g, tile)
         mean_gx += over_channels(alpha * sum_gx, tile)
     count = tile.group_channels * (pixels * tl.full((), tile.pixel_unit, tl.int32)).to(dtype)
-    group, real = groups_of(block, tile)
-    means += sample * tile.sample_groups + group
+    means += group
     tl.store(means, mean_g / count, real)
     tl.store(means + batch * tile.sample_groups, mean_gx / count, real)
 
@@ -319,7 +337,6 @@ def group_norm_silu_bwd(
     gradients = tuple(None if p is None else p.new_empty(p.shape) for p in given)
     parameters, strides = rows_of(given)
     mean, rstd = mean.contiguous(), rstd.contiguous()
-    options = {"tile": call.tile, "num_warps": call.plan.warps}
     arguments = (*call.operands, parameters, strides, mean, rstd)
     wanted = any(p is not None for p in given)
     sums = call.scratch(3, batch, channels) if wanted or not call.plan.one_pass else None
@@ -335,7 +352,7 @@ def group_norm_silu_bwd(
             means,
             call.units,
             silu=silu,
-            **options,
+            **call.options,
         )
     else:
         partial = call.scratch(3, batch, channels, call.plan.ranges)
@@ -347,7 +364,7 @@ def group_norm_silu_bwd(
             *arguments,
             *call.shares,
             silu=silu,
-            **options,
+            **call.options,
         )
         launch(
             group_norm_silu_bwd_finish_kernel,
@@ -358,11 +375,12 @@ def group_norm_silu_bwd(
             partial,
             parameters,
             strides,
+            rstd,
             call.units,
             call.plan.ranges,
             width=min(triton.next_power_of_2(call.plan.ranges), max(4096 // call.tile.rows, 1)),
             tile=call.tile,
-            num_warps=128 // WARP,
+            num_warps=warps_of(128),
         )
         launch(
             group_norm_silu_bwd_apply_kernel,
@@ -373,7 +391,7 @@ def group_norm_silu_bwd(
             means,
             *call.shares,
             silu=silu,
-            **options,
+            **call.options,
         )
     if wanted:
         launch(
@@ -392,6 +410,6 @@ def group_norm_silu_bwd(
             channels // num_groups,
             samples=BLOCK[0],
             block=BLOCK[1],
-            num_warps=256 // WARP,
+            num_warps=warps_of(256),
         )
     return grad_x, *(mean.new_empty(0) if g is None else g for g in gradients)

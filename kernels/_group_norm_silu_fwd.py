@@ -233,10 +233,16 @@ def group_norm_silu_fwd(
         return y, mean.zero_(), rstd.fill_(1 / math.sqrt(eps) if eps else math.inf)
     parameters, strides = rows_of((weight, bias, add, scale, shift))
     arguments = (y, *call.operands, parameters, strides, mean, rstd)
-    options = {"tile": call.tile, "num_warps": call.plan.warps}
     if call.plan.one_pass:
         launch(
-            group_norm_silu_fwd_kernel, call.programs, x.device, *arguments, call.units, eps=eps, silu=silu, **options
+            group_norm_silu_fwd_kernel,
+            call.programs,
+            x.device,
+            *arguments,
+            call.units,
+            eps=eps,
+            silu=silu,
+            **call.options,
         )
         return y, mean, rstd
     partial = call.scratch(2, x.shape[0], num_groups, call.plan.chunks)
@@ -250,7 +256,7 @@ def group_norm_silu_fwd(
         strides[2],
         *call.shares,
         dtype=call.real,
-        **options,
+        **call.options,
     )
     launch(
         group_norm_silu_fwd_apply_kernel,
@@ -262,6 +268,6 @@ def group_norm_silu_fwd(
         eps=eps,
         silu=silu,
         width=call.plan.width,
-        **options,
+        **call.options,
     )
     return y, mean, rstd

@@ -25,7 +25,7 @@ from ._group_norm_silu import (
     silu_slope,
     to_rows,
 )
-from ._launch import launch
+from ._launch import launch, warps_of
 
 
 @triton.jit
@@ -157,48 +157,79 @@ def over_chunks(partial, group, real, chunks, width: tl.constexpr, tile: tl.cons
 
 
 @triton.jit
-def group_norm_silu_jvp_apply_kernel(
-    y_t,
-    x,
-    x_stride,
-    x_t,
-    x_t_stride,
+def group_norm_silu_jvp_finish_kernel(
+    numbers,
+    partial,
     parameters,
     strides,
     tangents,
     tangent_strides,
     mean,
     rstd,
-    partial,
+    pixels,
+    ranges,
+    width: tl.constexpr,
+    tile: tl.constexpr,
+):
+    """What the tangent takes for each channel, out of the partial sums, which are None where z_t is 0.
+
+    numbers: (5, N, channels), of y_t = silu'(slope (x - center) + beta) (slope x_t + turn (x - center) + rest).
+    """
+    program = tl.program_id(0)
+    sample, block = (program // tile.blocks).to(tl.int64), program % tile.blocks
+    batch = (tl.num_programs(0) // tile.blocks).to(tl.int64)
+    dtype: tl.constexpr = mean.dtype.element_ty
+    if partial is not None:
+        group, real = groups_of(block, tile)
+        group += sample * tile.sample_groups
+        count = tile.group_channels * (pixels * tl.full((), tile.pixel_unit, tl.int32)).to(dtype)
+        chunks = tile.subs * ranges
+        sums_x = partial + batch * tile.sample_groups * chunks
+        mean_t = to_rows(over_chunks(partial, group, real, chunks, width, tile) / count, tile)
+        mean_tx = to_rows(over_chunks(sums_x, group, real, chunks, width, tile) / count, tile)
+    for sub in range(tile.subs):
+        first, row, known = channels_of(block, sub, tile)
+        channel = first + row
+        center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
+        turn, rest = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
+        if partial is not None:
+            turn -= slope * (mean_tx * scale)
+            rest += slope * (per_channel(tangents[2], tangent_strides[2], sample, channel, known, 0, dtype) - mean_t)
+        to = numbers + sample * tile.sample_channels + channel
+        plane = batch * tile.sample_channels
+        tl.store(to, tl.broadcast_to(center, (tile.rows,)), known)
+        tl.store(to + plane, slope, known)
+        tl.store(to + 2 * plane, beta, known)
+        tl.store(to + 3 * plane, scale * turn, known)
+        tl.store(to + 4 * plane, rest, known)
+
+
+@triton.jit
+def group_norm_silu_jvp_apply_kernel(
+    y_t,
+    x,
+    x_stride,
+    x_t,
+    x_t_stride,
+    numbers,
     pixels,
     steps,
     ranges,
     silu: tl.constexpr,
-    width: tl.constexpr,
     tile: tl.constexpr,
 ):
-    """The tangent out of the partial sums, which are None where z_t is 0; last read, first read again."""
+    """The tangent; what was read last is read first, as it may still be in the cache."""
     sample, block, sub, part = chunk_of(tl.num_programs(0) - 1 - tl.program_id(0), ranges, tile)
-    dtype: tl.constexpr = mean.dtype.element_ty
+    batch = (tl.num_programs(0) // (tile.blocks * tile.subs * ranges)).to(tl.int64)
+    dtype: tl.constexpr = numbers.dtype.element_ty
     pixels *= tl.full((), tile.pixel_unit, tl.int32)
     first, row, known = channels_of(block, sub, tile)
-    channel = first + row
-    group, real = groups_of(block, tile)
-    group += sample * tile.sample_groups
-    center, scale, _, slope, beta = normalizer(mean, rstd, parameters, strides, sample, block, channel, known, tile)
-    alpha_t, beta_t = affine_tangent(parameters, strides, tangents, tangent_strides, sample, channel, known, dtype)
-    if partial is None:
-        turn = scale * alpha_t
-    else:
-        count = tile.group_channels * pixels.to(dtype)
-        chunks = tile.subs * ranges
-        plane = (tl.num_programs(0) // tile.blocks).to(tl.int64) * tile.sample_groups
-        mean_t = to_rows(over_chunks(partial, group, real, chunks, width, tile) / count, tile)
-        mean_tx = to_rows(over_chunks(partial + plane, group, real, chunks, width, tile) / count, tile) * scale
-        turn = scale * (alpha_t - slope * mean_tx)
-        mean_t -= per_channel(tangents[2], tangent_strides[2], sample, channel, known, 0, dtype)
-        if x_t is None:
-            beta_t -= slope * mean_t
+    numbers += sample * tile.sample_channels + first + row
+    plane = batch * tile.sample_channels
+    center = tl.load(numbers, known, 0)
+    slope = tl.load(numbers + plane, known, 0)
+    beta = tl.load(numbers + 2 * plane, known, 0)
+    turn = tl.load(numbers + 3 * plane, known, 0)
     x += sample * x_stride * tile.stride_unit
     y_t += sample * tile.sample_channels * pixels
     if x_t is not None:
@@ -207,10 +238,10 @@ def group_norm_silu_jvp_apply_kernel(
     for pixel in range(begin, end, tile.pixels):
         start, offset, there = place(block, sub, pixel, pixels, tile)
         deviation = tl.load(x + start + offset, there, 0, eviction_policy="evict_first").to(dtype) - center[:, None]
-        v_t = turn[:, None] * deviation + beta_t[:, None]
+        rest = tl.load(numbers + 4 * plane, known, 0)  # here for want of registers
+        v_t = turn[:, None] * deviation + rest[:, None]
         if x_t is not None:
-            z_t = tl.load(x_t + start + offset, there, 0, eviction_policy="evict_first").to(dtype)
-            v_t += slope[:, None] * (z_t - mean_t[:, None])
+            v_t += slope[:, None] * tl.load(x_t + start + offset, there, 0, eviction_policy="evict_first").to(dtype)
         store_tangent(y_t + start, offset, there, deviation, v_t, slope, beta, silu)
 
 
@@ -242,10 +273,19 @@ def group_norm_silu_jvp(
     mean, rstd = mean.contiguous(), rstd.contiguous()
     operands = call.operands if x_t is not None else (*call.operands, None, 0)
     moves = x_t is not None or add_t is not None  # z_t is not 0
-    arguments = (y_t, *operands, parameters, strides, tangents, tangent_strides, mean, rstd)
-    options = {"tile": call.tile, "num_warps": call.plan.warps}
+    arguments = (parameters, strides, tangents, tangent_strides, mean, rstd)
     if moves and call.plan.one_pass:
-        launch(group_norm_silu_jvp_kernel, call.programs, x.device, *arguments, call.units, silu=silu, **options)
+        launch(
+            group_norm_silu_jvp_kernel,
+            call.programs,
+            x.device,
+            y_t,
+            *operands,
+            *arguments,
+            call.units,
+            silu=silu,
+            **call.options,
+        )
         return y_t
     partial = call.scratch(2, x.shape[0], num_groups, call.plan.chunks) if moves else None
     if moves:
@@ -262,17 +302,31 @@ def group_norm_silu_jvp(
             mean,
             rstd,
             *call.shares,
-            **options,
+            **call.options,
         )
+    numbers = call.scratch(5, *x.shape[:2])
+    launch(
+        group_norm_silu_jvp_finish_kernel,
+        x.shape[0] * call.tile.blocks,
+        x.device,
+        numbers,
+        partial,
+        *arguments,
+        call.units,
+        call.plan.ranges,
+        width=call.plan.width,
+        tile=call.tile,
+        num_warps=warps_of(256),
+    )
     launch(
         group_norm_silu_jvp_apply_kernel,
         call.programs,
         x.device,
-        *arguments,
-        partial,
+        y_t,
+        *operands,
+        numbers,
         *call.shares,
         silu=silu,
-        width=call.plan.width,
-        **options,
+        **call.options,
     )
     return y_t

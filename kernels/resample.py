@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
+from ._launch import launch, warps_of
 from ._states import Layout, layout_of, operand
 
 # Loads that are written twice are made once, because all values of a cell come before its first store.
@@ -227,7 +227,7 @@ def resample(x: Tensor, taps: Tensor, up: int, down: int, before: int, size: Seq
     if x.numel() == 0 or out.numel() == 0:
         return out.zero_()
     source = operand(x, layout)
-    rows = 4 if up == down else 2
+    rows = (1 if down == 2 else 2) if last else 4 if up == down else 2
     lines = triton.cdiv(size[0], rows)
     options: dict[str, Any] = {
         "length": taps.shape[0],
@@ -251,7 +251,7 @@ def resample(x: Tensor, taps: Tensor, up: int, down: int, before: int, size: Seq
             wide=wide,
             m=m,
             n=n,
-            num_warps=4,
+            num_warps=warps_of(128),
         )
     else:
         cells = triton.cdiv(size[1], 4 * up)
@@ -267,6 +267,6 @@ def resample(x: Tensor, taps: Tensor, up: int, down: int, before: int, size: Seq
             wide=wide,
             m=m,
             n=n,
-            num_warps=4,
+            num_warps=warps_of(128),
         )
     return out
