@@ -10,7 +10,7 @@ from torch import Tensor
 from fastscore.samplers.base import check_number
 from fastscore.samplers.hooks import Hook, Moment
 
-__all__ = ["DynamicThresholding"]
+__all__ = ["DynamicThresholding", "quantile"]
 
 
 class DynamicThresholding(Hook):
@@ -38,12 +38,12 @@ class DynamicThresholding(Hook):
     def on_denoised(self, denoised: Tensor, x: Tensor, moment: Moment) -> Tensor:
         if not denoised.numel():
             return denoised
-        s = _quantile(denoised.abs().reshape(len(denoised), -1), self.ratio).clamp(min=self.max_val).to(denoised.dtype)
+        s = quantile(denoised.abs().reshape(len(denoised), -1), self.ratio).clamp(min=self.max_val).to(denoised.dtype)
         s = s.reshape(-1, *[1] * (denoised.ndim - 1))
         return denoised.clamp(-s, s) / s
 
 
-def _quantile(values: Tensor, ratio: float) -> Tensor:
+def quantile(values: Tensor, ratio: float) -> Tensor:
     """The quantile of every row (B, D), in float32 or better: torch.quantile stops at 2^24 elements."""
     values = values if values.dtype == torch.float64 else values.float()
     position = ratio * (values.shape[1] - 1)

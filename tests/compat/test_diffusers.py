@@ -229,6 +229,16 @@ def test_dpm_solver_options(config):
         assert_parity("DPMSolverMultistep", 9, solver_order=order, **config)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_dynamic_thresholding(name, prediction):
+    config = {"prediction_type": prediction, "thresholding": True, "dynamic_thresholding_ratio": 0.9}
+    options = {"eta": 0.5} if name == "DDIM" else {}
+    learned = {"variance_type": "learned_range"} if name == "DDPM" else {}
+    for most in (1.7, 30.0, 0.8):
+        assert_parity(name, 7, sample_max_value=most, options=options, learned=bool(learned), **config, **learned)
+
+
 def test_learned_variances_are_left_out():
     assert_parity("DPMSolverMultistep", 7, variance_type="learned_range", learned=True)
 
@@ -500,7 +510,8 @@ def test_configurations_go_both_ways(name, tmp_path):
             {"prediction_type": "flow"},
             "prediction_type must be one of epsilon, sample, v_prediction, got 'flow'",
         ),
-        ("DDIM", {"thresholding": True, "sample_max_value": 1.5}, "sample_max_value must be 1, .* got 1.5"),
+        ("DDIM", {"thresholding": True, "sample_max_value": 0}, "sample_max_value must be a finite number above 0"),
+        ("DDPM", {"thresholding": True, "dynamic_thresholding_ratio": 2}, "dynamic_thresholding_ratio must be a fin"),
         ("DDPM", {"variance_type": "learned"}, "variance_type must be one of fixed_small, .* got 'learned'"),
         ("DDPM", {"variance_type": "fixed_large_log"}, "variance_type must be one of .* got 'fixed_large_log'"),
         ("DPMSolverMultistep", {"use_flow_sigmas": True}, "use_flow_sigmas must be False, got True"),

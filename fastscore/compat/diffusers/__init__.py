@@ -1,7 +1,8 @@
 """Schedulers for the pipelines of diffusers, whose step is one fused operator.
 
 Each is its stock scheduler with another `step`: same configuration, time grid, signatures, noise of the same generator
-in the same order, and the same numbers up to rounding. It is made from the stock one, and put in its place::
+in the same order, and the same numbers up to rounding. Dynamic thresholding (with ``sample_max_value`` other than 1)
+takes more operators than one. A scheduler is made from the stock one, and put in its place::
 
     pipeline.scheduler = FastDDIMScheduler.from_config(pipeline.scheduler.config)
 

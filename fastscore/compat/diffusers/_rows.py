@@ -106,12 +106,18 @@ class Rows:
             `fastscore.samplers.plan.OUTPUT`: what the network has just given; `STATE`.
         stages: whether a row makes a point for the network only, and the state stays.
         memory: how many earlier predictions are in use.
+        conversions: (p, q, 0) of every row where what they give is made by `linear_step` before, and p, q, c of
+            `coefficients` leave it as it is; else None.
+
+    Args:
+        apart: whether there are conversions, because something is done to the prediction in between.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, apart: bool = False) -> None:
         before = [False, *(step.stage for step in plan.steps)]
         rows = [_row(step, plan.clip, staged) for step, staged in zip(plan.steps, before, strict=False)]
-        self.coefficients = Coefficients([row for row, _ in rows])
+        self.conversions = Coefficients([(*row[:2], 0.0) for row, _ in rows]) if apart else None
+        self.coefficients = Coefficients([(0.0, 1.0, math.inf, *row[3:]) if apart else row for row, _ in rows])
         self.sources = [sources for _, sources in rows]
         self.stages = [step.stage for step in plan.steps]
         self.memory = plan.memory - 1

@@ -10,15 +10,16 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOut
 from torch import Tensor
 
 from fastscore.compat.diffusers._base import FusedStep, draw
-from fastscore.compat.diffusers._rows import Rows, level, table
+from fastscore.compat.diffusers._rows import level, table
 from fastscore.samplers.ddim import ddim_step
 from fastscore.samplers.grid import CLEAN
+from fastscore.samplers.table import Table
 
 __all__ = ["FastDDIMScheduler"]
 
 
 class FastDDIMScheduler(FusedStep, DDIMScheduler):
-    """`diffusers.DDIMScheduler`, of whose options only dynamic thresholding above 1 is not supported.
+    """`diffusers.DDIMScheduler`, with all its options.
 
     Raises:
         ValueError: for an option that is not supported.
@@ -61,22 +62,14 @@ class FastDDIMScheduler(FusedStep, DDIMScheduler):
         out, clean = self._fused(rows, self._index(timestep), model_output, sample, noise)
         return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=clean) if return_dict else (out, clean)
 
-    def _rows(self, eta: float, clipped_noise: bool) -> Rows:
-        grid, key = self._timetable(), (eta, clipped_noise)
-        if key not in self._tables:
-            config, clip = self.config, self._clip()
-            levels = [level(value) for value in self.alphas_cumprod.tolist()]
-            final = CLEAN if config.set_alpha_to_one else levels[0]
-            stride = config.num_train_timesteps // self.num_inference_steps
-            steps = table(config.prediction_type, clip=clip)
-            for t in map(int, grid):
-                if levels[t].alpha == 0 and config.prediction_type == "epsilon":
-                    raise ValueError(
-                        f"FastDDIMScheduler: there is no signal at timestep {t}; prediction_type must be 'sample' or "
-                        "'v_prediction', got 'epsilon'"
-                    )
-                after = levels[t - stride] if t >= stride else final
-                ddim_step(steps, levels[t], after, eta, clipped_noise=clipped_noise or clip is None)
-            self._tables[key] = Rows(steps.plan())
-        rows: Rows = self._tables[key]
-        return rows
+    def _tabulate(self, eta: float, clipped_noise: bool) -> Table:
+        config, clip = self.config, self._clip()
+        levels = [level(value) for value in self.alphas_cumprod.tolist()]
+        final = CLEAN if config.set_alpha_to_one else levels[0]
+        stride = config.num_train_timesteps // self.num_inference_steps
+        steps = table(config.prediction_type, clip=clip)
+        for t in map(int, self._grid):
+            self._check_signal(levels[t], t)
+            after = levels[t - stride] if t >= stride else final
+            ddim_step(steps, levels[t], after, eta, clipped_noise=clipped_noise or clip is None)
+        return steps

@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOut
 from torch import Tensor
 
 from fastscore.compat.diffusers._base import FusedStep, draw
-from fastscore.compat.diffusers._rows import Rows, level, table
+from fastscore.compat.diffusers._rows import level, table
 from fastscore.samplers.base import check_choice
 from fastscore.samplers.ddpm import posterior_mean
 from fastscore.samplers.grid import CLEAN
+from fastscore.samplers.table import Table
 
 __all__ = ["FastDDPMScheduler"]
 
@@ -25,7 +26,7 @@ _VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 
 class FastDDPMScheduler(FusedStep, DDPMScheduler):
     """`diffusers.DDPMScheduler` with ``variance_type`` ``"fixed_small"``, ``"fixed_small_log"``, ``"fixed_large"`` or
-    ``"learned_range"``; dynamic thresholding above 1 is not supported.
+    ``"learned_range"``.
 
     Raises:
         ValueError: for an option that is not supported.
@@ -71,24 +72,16 @@ class FastDDPMScheduler(FusedStep, DDPMScheduler):
         super()._check()
         check_choice("FastDDPMScheduler", "variance_type", self.config.variance_type, _VARIANCES)
 
-    def _rows(self) -> Rows:
-        grid = self._timetable()
-        if None not in self._tables:
-            config, levels = self.config, [level(value) for value in self.alphas_cumprod.tolist()]
-            steps = table(config.prediction_type, clip=self._clip())
-            for t, t_next in itertools.pairwise([*map(int, grid), -1]):
-                node, after = levels[t], CLEAN if t_next < 0 else levels[t_next]
-                if node.alpha == 0 and config.prediction_type == "epsilon":
-                    raise ValueError(
-                        f"FastDDPMScheduler: there is no signal at timestep {t}; prediction_type must be 'sample' or "
-                        "'v_prediction', got 'epsilon'"
-                    )
-                mean, b = posterior_mean(steps, node, after)
-                least, exponent = max(b * after.sigma / node.sigma, _LEAST_STD), None
-                noise = b if self.variance_type == "fixed_large" else least
-                if self.variance_type == "learned_range":
-                    noise, exponent = math.sqrt(b * least), 0.5 * math.log(b / least)
-                steps.step(mean, after, noise=noise if t > 0 else 0.0, exponent=exponent, name="ddpm")
-            self._tables[None] = Rows(steps.plan())
-        rows: Rows = self._tables[None]
-        return rows
+    def _tabulate(self) -> Table:
+        levels = [level(value) for value in self.alphas_cumprod.tolist()]
+        steps = table(self.config.prediction_type, clip=self._clip())
+        for t, t_next in itertools.pairwise([*map(int, self._grid), -1]):
+            node, after = levels[t], CLEAN if t_next < 0 else levels[t_next]
+            self._check_signal(node, t)
+            mean, b = posterior_mean(steps, node, after)
+            least, exponent = max(b * after.sigma / node.sigma, _LEAST_STD), None
+            noise = b if self.variance_type == "fixed_large" else least
+            if self.variance_type == "learned_range":
+                noise, exponent = math.sqrt(b * least), 0.5 * math.log(b / least)
+            steps.step(mean, after, noise=noise if t > 0 else 0.0, exponent=exponent, name="ddpm")
+        return steps

@@ -14,10 +14,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastscore.compat.diffusers._base import FusedStep, draw, refuse
-from fastscore.compat.diffusers._rows import Rows, falling_levels, table
+from fastscore.compat.diffusers._rows import falling_levels, table
 from fastscore.samplers.dpm_solver_formulas import FEW_STEPS, TARGETS, Flow
 from fastscore.samplers.sde_dpm_solver import stochastic_flow
-from fastscore.samplers.table import Expression
+from fastscore.samplers.table import Expression, Table
 
 __all__ = ["FastDPMSolverMultistepScheduler"]
 
@@ -30,8 +30,8 @@ class FastDPMSolverMultistepScheduler(FusedStep, DPMSolverMultistepScheduler):
     With ``algorithm_type="sde-dpmsolver++"`` and ``solver_order=3`` it gives the stock numbers, although a sign in them
     is wrong; `fastscore.SDEDPMSolverSampler` has it right.
 
-    Not supported: flow matching (``"flow_prediction"``, ``use_flow_sigmas``, ``use_dynamic_shifting``), dynamic
-    thresholding above 1, and any with an algorithm that integrates the noise.
+    Not supported: flow matching (``"flow_prediction"``, ``use_flow_sigmas``, ``use_dynamic_shifting``), and
+    thresholding with an algorithm that integrates the noise.
 
     Raises:
         ValueError: for an option that is not supported.
@@ -81,38 +81,34 @@ class FastDPMSolverMultistepScheduler(FusedStep, DPMSolverMultistepScheduler):
         if config.thresholding and not config.algorithm_type.endswith("++"):
             raise ValueError(f"{owner}: thresholding must be False with algorithm_type={config.algorithm_type!r}")
 
-    def _rows(self) -> Rows:
-        self._timetable()
-        if self._first not in self._tables:
-            config, stochastic = self.config, self.config.algorithm_type.startswith("sde")
-            algorithm, taylor = config.algorithm_type.removeprefix("sde-"), config.solver_type == "heun"
-            path = falling_levels(type(self).__name__, self.sigmas.tolist()[self._first :])
-            steps = table(config.prediction_type, clip=self._clip(), denoised=False)
-            known: deque[tuple[float, Expression]] = deque(maxlen=config.solver_order)
-            for order, (s, t) in zip(self._orders(len(path) - 1), itertools.pairwise(path), strict=True):
-                m, noise = steps.evaluate(TARGETS[algorithm], s, keep=config.solver_order > 1), 0.0
-                if s.ratio - t.ratio <= _STILL * s.ratio:
-                    moved = steps.x
-                elif t.sigma == 0:
-                    moved = m
+    def _tabulate(self) -> Table:
+        config, stochastic = self.config, self.config.algorithm_type.startswith("sde")
+        algorithm, taylor = config.algorithm_type.removeprefix("sde-"), config.solver_type == "heun"
+        path = falling_levels(type(self).__name__, self.sigmas.tolist()[self._first :])
+        steps = table(config.prediction_type, clip=self._clip(), denoised=False)
+        known: deque[tuple[float, Expression]] = deque(maxlen=config.solver_order)
+        for order, (s, t) in zip(self._orders(len(path) - 1), itertools.pairwise(path), strict=True):
+            m, noise = steps.evaluate(TARGETS[algorithm], s, keep=config.solver_order > 1), 0.0
+            if s.ratio - t.ratio <= _STILL * s.ratio:
+                moved = steps.x
+            elif t.sigma == 0:
+                moved = m
+            else:
+                flow = Flow.between(algorithm, s, t)
+                if stochastic:
+                    flow, noise = stochastic_flow(algorithm, 1.0, s, t)
+                    if order == 3 and algorithm == "dpmsolver++":  # as in diffusers, where a sign is wrong
+                        flow = replace(flow, weights=(*flow.weights[:2], flow.weights[2] + t.alpha))
+                earlier = [((log_ratio - s.log_ratio) / flow.h, old) for log_ratio, old in known]
+                if order == 1:
+                    moved = flow.first(steps.x, m)
+                elif order == 2:
+                    moved = flow.second(steps.x, m, earlier[0], taylor)
                 else:
-                    flow = Flow.between(algorithm, s, t)
-                    if stochastic:
-                        flow, noise = stochastic_flow(algorithm, 1.0, s, t)
-                        if order == 3 and algorithm == "dpmsolver++":  # as in diffusers, where a sign is wrong
-                            flow = replace(flow, weights=(*flow.weights[:2], flow.weights[2] + t.alpha))
-                    earlier = [((log_ratio - s.log_ratio) / flow.h, old) for log_ratio, old in known]
-                    if order == 1:
-                        moved = flow.first(steps.x, m)
-                    elif order == 2:
-                        moved = flow.second(steps.x, m, earlier[0], taylor)
-                    else:
-                        moved = flow.third(steps.x, m, earlier[0], earlier[1], 0.5)
-                steps.step(moved, t, noise=noise, name=f"{config.algorithm_type} {order}M")
-                known.appendleft((s.log_ratio, m))
-            self._tables[self._first] = Rows(steps.plan())
-        rows: Rows = self._tables[self._first]
-        return rows
+                    moved = flow.third(steps.x, m, earlier[0], earlier[1], 0.5)
+            steps.step(moved, t, noise=noise, name=f"{config.algorithm_type} {order}M")
+            known.appendleft((s.log_ratio, m))
+        return steps
 
     def _orders(self, left: int) -> list[int]:
         """The orders of the steps that are left: rising, and falling at the end where asked and where steps are few."""

@@ -16,12 +16,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import Tensor
 
 from fastscore import _checks
-from fastscore.compat.diffusers._base import FusedStep, common, draw
-from fastscore.compat.diffusers._rows import Coefficients, Rows, table, unscaled_level
+from fastscore.compat.diffusers._base import FusedStep, Generators, common, draw
+from fastscore.compat.diffusers._rows import Coefficients, table, unscaled_level
 from fastscore.ops import linear_step
 from fastscore.samplers.ancestral import down_and_up
 from fastscore.samplers.base import check_number
 from fastscore.samplers.edm import MOST_CHURN
+from fastscore.samplers.table import Table
 
 __all__ = ["FastEulerAncestralDiscreteScheduler", "FastEulerDiscreteScheduler"]
 
@@ -63,43 +64,54 @@ class FastEulerDiscreteScheduler(FusedStep, EulerDiscreteScheduler):
         """
         _refuse_integers(self, timestep)
         i = self._place(timestep)
-        rows, churn, churned = self._rows(s_churn, s_tmin, s_tmax, s_noise)
-        if churned[i]:
-            noise = draw(model_output, generator)
-            x, _, dtype = common(type(self).__name__, model_output, sample)
-            row = churn.on(x.device, _checks.accumulation_dtype(dtype))[i]
-            sample = linear_step(x, (), row, noise=noise.to(dtype))
-        out, clean = self._fused(rows, i, model_output, sample)
+        rows = self._rows()
+        if s_churn:
+            check_number(type(self).__name__, "s_churn", s_churn, least=0.0)
+            options = float(s_churn), float(s_tmin), float(s_tmax), float(s_noise)
+            rows, sample = self._rows(*options), self._churned(i, model_output, sample, generator, options)
+        out, clean = self._fused(rows, i - self._first, model_output, sample)
         self._step_index = i + 1
         out = out.to(model_output.dtype)
-        return (
-            EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=clean) if return_dict else (out, clean)
-        )
+        if not return_dict:
+            return out, clean
+        return EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=clean)
 
-    def _rows(
+    def _tabulate(
         self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
-    ) -> tuple[Rows, Coefficients, list[bool]]:
-        """The rows, those of churn before them, and at which steps there is churn."""
-        self._timetable()
-        key = s_churn, s_tmin, s_tmax, s_noise
-        if key not in self._tables:
-            check_number(type(self).__name__, "s_churn", s_churn, least=0.0)
-            prediction = self.config.prediction_type.removeprefix("original_")
-            sigmas, churn, churned = self.sigmas.tolist(), [], []
-            steps = table(prediction, unscaled=True)
-            most = min(s_churn / (len(sigmas) - 1), MOST_CHURN)
-            for sigma, sigma_next in itertools.pairwise(sigmas):
-                gamma = most if s_tmin <= sigma <= s_tmax else 0.0
-                hat = (1 + gamma) * sigma
-                churn.append((1.0, s_noise * sigma * math.sqrt(gamma * (2 + gamma))))
-                churned.append(gamma > 0)
-                # as in diffusers, v is read at the level before churn
-                node = unscaled_level(sigma if prediction == "v_prediction" else hat)
-                slope = (steps.x - steps.evaluate("denoised", node)) / hat
-                steps.step(steps.x + (sigma_next - hat) * slope, unscaled_level(sigma_next), name="euler")
-            self._tables[key] = Rows(steps.plan()), Coefficients(churn), churned
-        made: tuple[Rows, Coefficients, list[bool]] = self._tables[key]
-        return made
+    ) -> Table:
+        prediction = self.config.prediction_type.removeprefix("original_")
+        steps = table(prediction, unscaled=True)
+        for sigma, sigma_next in itertools.pairwise(self.sigmas.tolist()[self._first :]):
+            hat = (1 + self._gamma(sigma, s_churn, s_tmin, s_tmax)) * sigma
+            # as in diffusers, v is read at the level before churn
+            node = unscaled_level(sigma if prediction == "v_prediction" else hat)
+            slope = (steps.x - steps.evaluate("denoised", node)) / hat
+            steps.step(steps.x + (sigma_next - hat) * slope, unscaled_level(sigma_next), name="euler")
+        return steps
+
+    def _gamma(self, sigma: float, s_churn: float, s_tmin: float, s_tmax: float) -> float:
+        """By what part of itself a step first raises the noise."""
+        return min(s_churn / (len(self.sigmas) - 1), MOST_CHURN) if s_tmin <= sigma <= s_tmax else 0.0
+
+    def _churned(
+        self, i: int, model_output: Tensor, sample: Tensor, generator: Generators, options: tuple[float, ...]
+    ) -> Tensor:
+        """The state with the noise that step i puts on it first, if it does."""
+        if options not in self._churn:
+            *bounds, s_noise = options
+            levels = [(sigma, self._gamma(sigma, *bounds)) for sigma in self.sigmas.tolist()]
+            rows = [(1.0, s_noise * sigma * math.sqrt(gamma * (2 + gamma))) for sigma, gamma in levels]
+            self._churn[options] = Coefficients(rows), [gamma > 0 for _, gamma in levels]
+        coefficients, some = self._churn[options]
+        if not some[i]:
+            return sample
+        x, _, dtype = common(type(self).__name__, model_output, sample)
+        row = coefficients.on(x.device, _checks.accumulation_dtype(dtype))[i]
+        return linear_step(x, (), row, noise=draw(model_output, generator).to(dtype))
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._churn: dict[tuple[float, ...], tuple[Coefficients, list[bool]]] = {}
 
 
 class FastEulerAncestralDiscreteScheduler(FusedStep, EulerAncestralDiscreteScheduler):
@@ -135,26 +147,21 @@ class FastEulerAncestralDiscreteScheduler(FusedStep, EulerAncestralDiscreteSched
         """
         _refuse_integers(self, timestep)
         i = self._place(timestep)
-        out, clean = self._fused(self._rows(), i, model_output, sample, draw(model_output, generator))
+        noise = draw(model_output, generator)
+        out, clean = self._fused(self._rows(), i - self._first, model_output, sample, noise)
         self._step_index = i + 1
         out = out.to(model_output.dtype)
         if not return_dict:
             return out, clean
         return EulerAncestralDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=clean)
 
-    def _rows(self) -> Rows:
-        self._timetable()
-        if None not in self._tables:
-            steps = table(self.config.prediction_type, unscaled=True)
-            for sigma, sigma_next in itertools.pairwise(self.sigmas.tolist()):
-                down, up = down_and_up(sigma, sigma_next)
-                slope = steps.evaluate("noise", unscaled_level(sigma))
-                steps.step(
-                    steps.x + (down - sigma) * slope, unscaled_level(sigma_next), noise=up, name="euler ancestral"
-                )
-            self._tables[None] = Rows(steps.plan())
-        rows: Rows = self._tables[None]
-        return rows
+    def _tabulate(self) -> Table:
+        steps = table(self.config.prediction_type, unscaled=True)
+        for sigma, sigma_next in itertools.pairwise(self.sigmas.tolist()[self._first :]):
+            down, up = down_and_up(sigma, sigma_next)
+            slope = steps.evaluate("noise", unscaled_level(sigma))
+            steps.step(steps.x + (down - sigma) * slope, unscaled_level(sigma_next), noise=up, name="euler ancestral")
+        return steps
 
 
 def _refuse_integers(scheduler: FusedStep, timestep: float | Tensor) -> None:

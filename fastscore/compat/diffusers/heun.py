@@ -10,8 +10,9 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler,
 from torch import Tensor
 
 from fastscore.compat.diffusers._base import FusedStep
-from fastscore.compat.diffusers._rows import Rows, table, unscaled_level
+from fastscore.compat.diffusers._rows import table, unscaled_level
 from fastscore.samplers.edm import moved
+from fastscore.samplers.table import Table
 
 __all__ = ["FastHeunDiscreteScheduler"]
 
@@ -48,20 +49,14 @@ class FastHeunDiscreteScheduler(FusedStep, HeunDiscreteScheduler):
         self._step_index = i + 1
         return HeunDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=clean) if return_dict else (out, clean)
 
-    def _rows(self) -> Rows:
-        self._timetable()
-        if self._first not in self._tables:
-            if self._first % 2:
-                raise ValueError(
-                    f"FastHeunDiscreteScheduler: the first step must have an even index, got {self._first}"
-                )
-            # every level but the first and the last stands there twice
-            sigmas = self.sigmas.tolist()
-            path = [unscaled_level(sigma) for sigma in [*sigmas[self._first :: 2], sigmas[-1]]]
-            steps = table(self.config.prediction_type, clip=self._clip(), unscaled=True)
-            for node, after in itertools.pairwise(path):
-                end, name = moved(steps, node, after, after)
-                steps.step(end, after, name=name)
-            self._tables[self._first] = Rows(steps.plan())
-        rows: Rows = self._tables[self._first]
-        return rows
+    def _tabulate(self) -> Table:
+        if self._first % 2:
+            raise ValueError(f"FastHeunDiscreteScheduler: the first step must have an even index, got {self._first}")
+        # every level but the first and the last stands there twice
+        sigmas = self.sigmas.tolist()
+        path = [unscaled_level(sigma) for sigma in [*sigmas[self._first :: 2], sigmas[-1]]]
+        steps = table(self.config.prediction_type, clip=self._clip(), unscaled=True)
+        for node, after in itertools.pairwise(path):
+            end, name = moved(steps, node, after, after)
+            steps.step(end, after, name=name)
+        return steps

@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastscore.compat.diffusers._base import FusedStep, refuse
-from fastscore.compat.diffusers._rows import Rows, falling_levels, table
+from fastscore.compat.diffusers._rows import falling_levels, table
+from fastscore.samplers.table import Table
 from fastscore.samplers.unipc import unipc_steps
 
 __all__ = ["FastUniPCMultistepScheduler"]
@@ -24,7 +25,7 @@ class FastUniPCMultistepScheduler(FusedStep, UniPCMultistepScheduler):
     in inpainting; here the change stays.
 
     Not supported: flow matching (``"flow_prediction"``, ``use_flow_sigmas``, ``use_dynamic_shifting``), `solver_p`,
-    orders above 3, and dynamic thresholding above 1.
+    and orders above 3.
 
     Raises:
         ValueError: for an option that is not supported.
@@ -65,17 +66,12 @@ class FastUniPCMultistepScheduler(FusedStep, UniPCMultistepScheduler):
     def _clip(self) -> float | None:
         return super()._clip() if self.config.predict_x0 else None  # as in diffusers
 
-    def _rows(self) -> Rows:
-        self._timetable()
-        if self._first not in self._tables:
-            config = self.config
-            path = falling_levels(type(self).__name__, self.sigmas.tolist()[self._first :])
-            steps = table(config.prediction_type, clip=self._clip(), denoised=False)
-            skipped = [i - self._first for i in self.disable_corrector]
-            unipc_steps(
-                steps, path, config.solver_order, config.solver_type, config.predict_x0, skipped,
-                config.lower_order_final,
-            )  # fmt: skip
-            self._tables[self._first] = Rows(steps.plan())
-        rows: Rows = self._tables[self._first]
-        return rows
+    def _tabulate(self) -> Table:
+        config = self.config
+        path = falling_levels(type(self).__name__, self.sigmas.tolist()[self._first :])
+        steps = table(config.prediction_type, clip=self._clip(), denoised=False)
+        skipped = [i - self._first for i in self.disable_corrector]
+        unipc_steps(
+            steps, path, config.solver_order, config.solver_type, config.predict_x0, skipped, config.lower_order_final
+        )
+        return steps
