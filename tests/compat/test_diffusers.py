@@ -109,6 +109,8 @@ def assert_parity(
                     assert torch.isfinite(expected).all()
                     worst = max(worst, distance(got, expected))
                 x = theirs.prev_sample
+                if name == "HeunDiscrete" and t != stock.timesteps[-1]:  # the stock scheduler misses that it is done
+                    assert ours.state_in_first_order == stock.state_in_first_order
         print(f"{name} {steps} {config} {dtype}: {worst:.1e}")
         assert worst <= (1e-11 if dtype == torch.float64 else 1e-5)
         assert torch.equal(generators[0].get_state(), generators[1].get_state())
@@ -225,8 +227,8 @@ def test_dpm_solver(algorithm, order):
     ids=str,
 )
 def test_dpm_solver_options(config):
-    for order in (2, 3):
-        assert_parity("DPMSolverMultistep", 9, solver_order=order, **config)
+    for order, steps in itertools.product((2, 3), (9, 17)):  # orders fall at the end of fewer than 15 steps
+        assert_parity("DPMSolverMultistep", steps, solver_order=order, **config)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep"])

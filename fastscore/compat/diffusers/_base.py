@@ -46,7 +46,7 @@ class FusedStep(SchedulerMixin, ConfigMixin):
     Rows of coefficients are made when the time grid is, in float64 on the host, and moved to a device once.
     """
 
-    predictions: Sequence[str] = tuple(PREDICTIONS)
+    _predictions: Sequence[str] = tuple(PREDICTIONS)
 
     # of the stock schedulers
     timesteps: Tensor
@@ -63,7 +63,7 @@ class FusedStep(SchedulerMixin, ConfigMixin):
     def _check(self) -> None:
         """Raise a ValueError for configurations that are not supported."""
         owner, config = type(self).__name__, self.config
-        check_choice(owner, "prediction_type", config.prediction_type, tuple(self.predictions))
+        check_choice(owner, "prediction_type", config.prediction_type, tuple(self._predictions))
         if config.get("thresholding", False):
             ratio, most = config.dynamic_thresholding_ratio, config.sample_max_value
             check_number(owner, "dynamic_thresholding_ratio", ratio, above=0.0, most=1.0)

@@ -122,9 +122,6 @@ class Rows:
         self.stages = [step.stage for step in plan.steps]
         self.memory = plan.memory - 1
 
-    def __len__(self) -> int:
-        return len(self.sources)
-
 
 def _row(step: Step, clip: float | None, staged: bool) -> tuple[tuple[float, ...], tuple[int, ...]]:
     assert step.denoise is None or step.keep is None, f"{step.name}: two conversions"

@@ -36,7 +36,7 @@ class FastEulerDiscreteScheduler(FusedStep, EulerDiscreteScheduler):
     Source: Karras et al., arXiv 2206.00364, algorithm 2 without its second-order correction.
     """
 
-    predictions = ("epsilon", "sample", "original_sample", "v_prediction")
+    _predictions = ("epsilon", "sample", "original_sample", "v_prediction")
 
     @functools.wraps(EulerDiscreteScheduler.set_timesteps)
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class FastEulerAncestralDiscreteScheduler(FusedStep, EulerAncestralDiscreteSched
     Source: euler_ancestral of k-diffusion; the posterior of Ho et al., arXiv 2006.11239, between any levels.
     """
 
-    predictions = ("epsilon", "v_prediction")
+    _predictions = ("epsilon", "v_prediction")
 
     @functools.wraps(EulerAncestralDiscreteScheduler.set_timesteps)
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
