@@ -76,8 +76,31 @@ at::Tensor error_norm_on(const std::vector<at::Tensor>& terms, const at::Tensor&
   return error_norm(terms, coefficients, u, v, atol, rtol, kind, launch);
 }
 
+template <at::DeviceType device, auto launch>
+at::Tensor resample_on(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
+                       std::int64_t before, const std::vector<std::int64_t>& size, bool flip) {
+  check_device(x, device, "resample");
+  return resample(x, taps, up, down, before, size, flip, launch);
+}
+
+template <at::DeviceType device, auto launch>
+std::tuple<at::Tensor, at::Tensor> hutchinson_on(const at::Tensor& jvp, const at::Tensor& rng,
+                                                 const at::Tensor& samples, std::string_view kind) {
+  check_device(jvp, device, "hutchinson", "jvp");
+  return hutchinson(jvp, rng, samples, kind, launch);
+}
+
+template <at::DeviceType device, auto launch>
+at::Tensor hutchinson_probe_on(const at::Tensor& rng, const at::Tensor& samples, const OptionalTensor& weight,
+                               std::int64_t probes, const std::vector<std::int64_t>& shape, at::ScalarType dtype,
+                               std::string_view kind, bool channels_last) {
+  check_device(rng, device, "hutchinson_probe", "rng");
+  return hutchinson_probe(rng, samples, weight, probes, shape, dtype, kind, channels_last, launch);
+}
+
 // Gives Python linear_step_cpu or linear_step_cuda, and so on.
-template <at::DeviceType device, auto linear, auto solver, auto langevin, auto error, const GroupNormSiluLaunch& norm>
+template <at::DeviceType device, auto linear, auto solver, auto langevin, auto error, auto resampling, auto products,
+          auto probes, const GroupNormSiluLaunch& norm>
 void define_launchers(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   const auto name = [](const char* op) { return op + ("_" + c10::DeviceTypeName(device, true)); };
@@ -92,6 +115,13 @@ void define_launchers(py::module_& m) {
         py::arg("samples") = py::none(), py::arg("per_sample") = false);
   m.def(name("error_norm").c_str(), &error_norm_on<device, error>, release, py::arg("terms"), py::arg("coefficients"),
         py::arg("u"), py::arg("v"), py::arg("atol"), py::arg("rtol"), py::arg("kind") = "sum");
+  m.def(name("resample").c_str(), &resample_on<device, resampling>, release, py::arg("x"), py::arg("taps"),
+        py::arg("up"), py::arg("down"), py::arg("before"), py::arg("size"), py::arg("flip"));
+  m.def(name("hutchinson").c_str(), &hutchinson_on<device, products>, release, py::arg("jvp"), py::arg("rng"),
+        py::arg("samples"), py::arg("kind"));
+  m.def(name("hutchinson_probe").c_str(), &hutchinson_probe_on<device, probes>, release, py::arg("rng"),
+        py::arg("samples"), py::arg("weight"), py::arg("probes"), py::arg("shape"), py::arg("dtype"), py::arg("kind"),
+        py::arg("channels_last"));
   m.def(name("group_norm_silu_fwd").c_str(), &GroupNormSiluOn<norm, group_norm_silu_fwd>::call, release);
   m.def(name("group_norm_silu_bwd").c_str(), &GroupNormSiluOn<norm, group_norm_silu_bwd>::call, release);
   m.def(name("group_norm_silu_jvp").c_str(), &GroupNormSiluOn<norm, group_norm_silu_jvp>::call, release);
@@ -271,9 +301,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox_words_cpu", &philox_words_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("rng"),
         py::arg("samples"), py::arg("first_blocks"), py::arg("count"));
   define_launchers<at::kCPU, linear_step_launch_cpu, solver_step_launch_cpu, langevin_step_launch_cpu,
-                   error_norm_launch_cpu, group_norm_silu_cpu>(m);
+                   error_norm_launch_cpu, resample_launch_cpu, hutchinson_launch_cpu, hutchinson_probe_launch_cpu,
+                   group_norm_silu_cpu>(m);
 #ifdef FASTSCORE_WITH_CUDA
   define_launchers<at::kCUDA, linear_step_launch_cuda, solver_step_launch_cuda, langevin_step_launch_cuda,
-                   error_norm_launch_cuda, group_norm_silu_cuda>(m);
+                   error_norm_launch_cuda, resample_launch_cuda, hutchinson_launch_cuda, hutchinson_probe_launch_cuda,
+                   group_norm_silu_cuda>(m);
 #endif
 }

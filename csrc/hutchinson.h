@@ -20,4 +20,7 @@ at::Tensor hutchinson_probe(const at::Tensor& rng, const at::Tensor& samples, co
                             std::int64_t probes, at::IntArrayRef shape, at::ScalarType dtype, std::string_view kind,
                             bool channels_last, HutchinsonProbeLaunch launch);
 
+void hutchinson_launch_cpu(const HutchinsonArgs& args, const at::Tensor& out);
+void hutchinson_probe_launch_cpu(const HutchinsonProbeArgs& args, const at::Tensor& out);
+
 }  // namespace fastscore

@@ -13,4 +13,6 @@ using ResampleLaunch = void (*)(const ResampleArgs& args, const at::Tensor& out)
 at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
                     std::int64_t before, at::IntArrayRef size, bool flip, ResampleLaunch launch);
 
+void resample_launch_cpu(const ResampleArgs& args, const at::Tensor& out);
+
 }  // namespace fastscore

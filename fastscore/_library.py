@@ -310,7 +310,6 @@ define(
     _resample_to,
     "resample",
 )
-_LIBRARY.impl("resample", _resample_to, "CPU")  # there, the convolutions of torch are the kernel
 
 # ------------------------------------------------------------------------------------------------- attention
 

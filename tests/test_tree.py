@@ -17,8 +17,8 @@ PLACES = [
 ]
 # The reference of the noise is its specification: tested there; timed as part of the steps that draw with it.
 ELSEWHERE = {"philox": "tests/reference/test_philox.py"}
-# No C++ of their own on CPU: products and convolutions of torch in attention and resample, the reference of hutchinson.
-NOT_IN_CSRC_CPU = {"attention", "hutchinson", "resample"}
+# No C++ of its own on CPU: nearly all of its time is products of matrices, which are torch's.
+NOT_IN_CSRC_CPU = {"attention"}
 TOP = {
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
     *(".gitignore", ".clang-format", ".ci", "csrc", "kernels", "fastscore", "benchmarks", "tests", "scripts"),

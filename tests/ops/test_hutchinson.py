@@ -1,4 +1,4 @@
-"""hutchinson: what it estimates, its probes, derivatives, traces, bad arguments."""
+"""hutchinson: what it estimates, its probes, what must not change a bit, derivatives, traces, bad arguments."""
 
 import math
 
@@ -8,15 +8,16 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
-from fastscore import reference
-from fastscore.ops import hutchinson, hutchinson_probe
-from fastscore.reference.philox import philox_normal, philox_rademacher
+from fastscore import _backend, _library, reference
+from fastscore._checks import accumulation_dtype
+from fastscore.ops import hutchinson, hutchinson_probe, philox_normal, philox_rademacher
+from fastscore.testing import assert_error_within_budget, ulp_distance
 from fastscore.testing.inputs import LAYOUTS, make_input
+from fastscore.testing.ops import DTYPES, RNG, assert_one_native_launch, run_on
 
 RAW, RAW_PROBE = torch.ops.fastscore.hutchinson.default, torch.ops.fastscore.hutchinson_probe.default
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KINDS = {"rademacher": philox_rademacher, "gaussian": philox_normal}
-RNG = torch.tensor([2**40 + 17, 5])
+native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 
 
 def make_case(
@@ -101,6 +102,152 @@ def test_zero_sizes() -> None:
         assert torch.equal(estimate, torch.zeros(shape[1]))
         assert torch.equal(products, torch.zeros(shape[:2]))
         assert hutchinson_probe(shape[1:], RNG, torch.arange(shape[1]), 2).shape == (2, *shape[1:])
+
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+# One element, whole words, broken ones, several tiles, more channels than pixels.
+SHAPES = [(3, 1, 1, 1), (2, 4, 4, 8), (2, 3, 7, 9), (2, 3, 33, 31), (2, 300, 3, 3)]
+LAST_DRAWS = torch.tensor([2**40 + 17, 2**32 - 2])  # the third probe is draw 0
+
+
+def assert_parity(actual: tuple[Tensor, Tensor], jvp: Tensor, rng: Tensor, samples: Tensor, kind: str) -> None:
+    dtype = accumulation_dtype(jvp.dtype)
+    # Products are held to the probes of the kernel, and these to the specification, so neither hides the other.
+    eps = hutchinson_probe(jvp.shape[1:], rng, samples, jvp.shape[0], kind, dtype)
+    wide = (eps.double() * jvp.double()).flatten(2)
+    sums = wide.sum(2), (eps * jvp.to(dtype)).to(torch.float64).flatten(2).sum(2)
+    exact, plain = ((s.mean(0), s) for s in sums)
+    for name, a, e, p in zip(("estimate", "products"), actual, exact, plain, strict=True):
+        assert a.dtype == dtype
+        if dtype == torch.float64:  # summed in another order
+            assert ((a - e).abs() <= 16 * 2.0**-53 * wide.abs().sum(2).amax()).all(), name
+        else:
+            assert_error_within_budget(a, e, p.float(), name)
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_parity(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    for layout in ("contiguous", "channels_last"):
+        for mean in (0.0, 1e3):
+            jvp = make_input((3 * shape[0], *shape[1:]), layout, dtype=dtype, mean=mean).unflatten(0, (3, shape[0]))
+            samples = torch.arange(shape[0]) * 3 + 2**33
+            with _backend.backend("cpu"):
+                actual = hutchinson(jvp, LAST_DRAWS, samples, kind)
+            assert_parity(actual, jvp, LAST_DRAWS, samples, kind)
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_probes_are_the_specification(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
+    real = accumulation_dtype(dtype)
+    samples, weight = torch.arange(shape[0]) * 3 + 2**33, make_input((3, shape[0]), dtype=real)
+    exact = reference.hutchinson_probe(shape, LAST_DRAWS, samples, 3, kind, torch.float64)
+    for last in (False, True):
+        with _backend.backend("cpu"):
+            eps = hutchinson_probe(shape, LAST_DRAWS, samples, 3, kind, dtype, channels_last=last)
+        want = exact.to(dtype)
+        assert ulp_distance(eps, want).max() <= (4 if kind == "gaussian" else 0)
+        weighted = RAW_PROBE(LAST_DRAWS, samples, weight, 3, shape, dtype, kind, last)
+        wide = hutchinson_probe(shape, LAST_DRAWS, samples, 3, kind, real)
+        assert torch.equal(weighted, (weight[..., None, None, None] * wide).to(dtype))
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bits_depend_on_nothing_else(shape: tuple[int, ...], kind: str, threads) -> None:
+    """Not on the format, the alignment, the batch, the other probes or the threads."""
+    jvp = make_input((9 * shape[0], *shape[1:])).unflatten(0, (9, shape[0]))
+    samples = torch.arange(shape[0]) * 3 + 2**33
+    with threads(1):
+        estimate, products = hutchinson(jvp, RNG, samples, kind)
+        eps = hutchinson_probe(shape, RNG, samples, 9, kind)
+
+    def assert_same(actual: tuple[Tensor, Tensor], b: slice = slice(None)) -> None:
+        assert torch.equal(actual[0], estimate[b])
+        assert torch.equal(actual[1], products[:, b])
+
+    with threads(2):
+        assert_same(hutchinson(jvp, RNG, samples, kind))
+        assert torch.equal(hutchinson_probe(shape, RNG, samples, 9, kind), eps)
+    assert_same(hutchinson(jvp.movedim(2, -1).contiguous().movedim(-1, 2), RNG, samples, kind))
+    assert torch.equal(hutchinson_probe(shape, RNG, samples, 9, kind, channels_last=True), eps)
+    assert_same(hutchinson(torch.empty(jvp.numel() + 1)[1:].view(jvp.shape).copy_(jvp), RNG, samples, kind))
+    for b in range(shape[0]):
+        one = slice(b, b + 1)
+        assert_same(hutchinson(jvp[:, one], RNG, samples[one], kind), one)
+        assert torch.equal(hutchinson_probe((1, *shape[1:]), RNG, samples[one], 9, kind), eps[:, one])
+    for k in range(9):
+        alone = hutchinson(jvp[k : k + 1], RNG + torch.tensor([0, k]), samples, kind)[1]
+        assert torch.equal(alone[0], products[k])
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_shows_in_its_sample(kind: str) -> None:
+    jvp, rng, samples = make_case((2, 3, 37))
+    jvp[1, 1, 36] = math.nan
+    estimate, products = hutchinson(jvp, rng, samples, kind)
+    assert torch.isfinite(estimate).tolist() == [True, False, True]
+    assert torch.isfinite(products).tolist() == [[True] * 3, [True, False, True]]
+
+
+@native
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+def test_backends_ran(layout: str) -> None:
+    jvp = make_input((6, 3, 4, 5), layout)
+    jvp = jvp.unflatten(0, (2, 3)) if layout != "empty" else jvp[None]
+    samples = torch.arange(jvp.shape[1])
+    assert_one_native_launch("hutchinson", layout, lambda: hutchinson(jvp, RNG, samples))
+    assert_one_native_launch("hutchinson_probe", layout, lambda: hutchinson_probe(jvp.shape[1:], RNG, samples))
+
+
+@native
+def test_raw_launchers() -> None:
+    jvp, rng, samples = make_case()
+    for actual, want in zip(
+        _library.NATIVE.hutchinson_cpu(jvp, rng, samples, "gaussian"),
+        hutchinson(jvp, rng, samples, "gaussian"),
+        strict=True,
+    ):
+        assert torch.equal(actual, want)
+    eps = _library.NATIVE.hutchinson_probe_cpu(rng, samples, None, 3, [2, 4, 5], torch.bfloat16, "gaussian", False)
+    assert torch.equal(eps, hutchinson_probe((2, 4, 5), rng, samples, 3, "gaussian", torch.bfloat16))
+    with pytest.raises(ValueError, match="hutchinson_cpu: jvp must be a cpu tensor, got one on meta"):
+        _library.NATIVE.hutchinson_cpu(jvp.to("meta"), rng, samples, "gaussian")
+
+
+@native
+def test_every_instruction_set(isa: str, tmp_path) -> None:
+    cases = [
+        (make_input((6, *shape[1:]), layout, dtype=dtype).unflatten(0, (3, 2)), LAST_DRAWS, torch.arange(2), kind)
+        for shape in SHAPES[1:4]
+        for layout in ("contiguous", "channels_last")
+        for dtype in DTYPES
+        for kind in KINDS
+    ]
+    program = """
+results = []
+for jvp, rng, samples, kind in cases:
+    last = not jvp[0, 0].is_contiguous()
+    eps = fastscore.ops.hutchinson_probe(jvp.shape[1:], rng, samples, 3, kind, jvp.dtype, channels_last=last)
+    results.append((fastscore.ops.hutchinson(jvp, rng, samples, kind), eps))
+"""
+    results, launches = run_on(isa, program, cases, tmp_path)
+    assert launches == {f"hutchinson.{isa}": len(cases), f"hutchinson_probe.{isa}": len(cases)}
+    for (jvp, rng, samples, kind), (products, eps) in zip(cases, results, strict=True):
+        want = reference.hutchinson_probe(jvp.shape[1:], rng, samples, 3, kind, jvp.dtype)
+        assert ulp_distance(eps, want).max() <= (4 if kind == "gaussian" else 0)
+        if kind == "rademacher" or jvp.dtype in (torch.float32, torch.float64):
+            exact = (eps.double() * jvp.double()).flatten(2).sum(2)
+            size = (eps.double() * jvp.double()).flatten(2).abs().sum(2)
+            assert ((products[1].double() - exact).abs() <= 8 * torch.finfo(products[1].dtype).eps * size).all()
 
 
 # ------------------------------------------------------------------------------------------------ derivatives

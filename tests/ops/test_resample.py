@@ -1,4 +1,4 @@
-"""resample: the reference against the definition, derivatives, traces, bad arguments."""
+"""resample: every version against the definition, what must not change a bit, derivatives, traces, bad arguments."""
 
 import pytest
 import torch
@@ -6,14 +6,24 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
-from fastscore import _backend, reference
+from fastscore import _backend, _library, reference
 from fastscore._checks import accumulation_dtype
+from fastscore.nn.resample import fir_taps
 from fastscore.ops import resample
+from fastscore.reference.resample import resample_to
 from fastscore.testing import assert_error_within_budget
-from fastscore.testing.inputs import LAYOUTS, make_input
+from fastscore.testing.inputs import LAYOUTS, apart, as_layout, make_input
+from fastscore.testing.ops import (
+    DTYPES,
+    Rows,
+    assert_bits_hold_by_batch,
+    assert_bits_hold_by_threads_and_format,
+    assert_one_native_launch,
+    run_op_on,
+)
 
 RAW = torch.ops.fastscore.resample.default
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 # (up, down, padding) for four taps: as NCSN++ has them, and with more zeros than the filter is long.
 MODES = [(1, 1, (0, 0)), (1, 1, (2, 2)), (2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (5, 7)), (2, 1, (6, 5)), (1, 2, (7, 4))]
 
@@ -21,6 +31,10 @@ MODES = [(1, 1, (0, 0)), (1, 1, (2, 2)), (2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, 
 def make_taps(length: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
     """Neither symmetric nor separable."""
     return make_input((length, length), dtype=dtype, seed=9)
+
+
+def mode_options(mode: tuple[int, int, tuple[int, int]]) -> dict:
+    return dict(zip(("up", "down", "padding"), mode, strict=True))
 
 
 def definition(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[int, int]) -> Tensor:
@@ -76,13 +90,148 @@ def test_zero_sizes() -> None:
         assert torch.equal(out, torch.zeros(*shape[:2], 2 * shape[2] + 1, 9))
 
 
-def test_the_chosen_backend_runs() -> None:
+# ------------------------------------------------------------------------------------------------ kernels
+
+# Rows and channels of less than a vector, of vectors and a part of one, of several tiles; narrow planes in two groups.
+SHAPES = [(2, 1, 2, 2), (2, 3, 200, 2), (2, 18, 7, 6), (1, 2, 3, 4500), (1, 20, 19, 37), (2, 67, 4, 41)]
+# A product of a column and a row; rows that are multiples of one another, but two kinds; a row of zeros; no such thing.
+FILTERS = {
+    "one term": fir_taps((1, 2, 4, 7)).double(),
+    "two terms": torch.tensor([[1.0, 3, -3, 1], [-2, -6, 6, -2], [1, 2, 1, 0], [0.5, 1, 0.5, 0]]).double(),
+    "a row of zeros": torch.tensor([[1.0, 3, 3, 1], [0, 0, 0, 0], [5, 1, 2, 0], [0, 0, 0, 0]]).double(),
+    "four terms": make_taps(),
+}
+
+
+def assert_parity(actual: Tensor, x: Tensor, taps: Tensor, mode: tuple[int, int, tuple[int, int]]) -> None:
+    exact, plain = (definition(x.to(d), taps.to(d), *mode) for d in (torch.float64, accumulation_dtype(x.dtype)))
+    if x.dtype == torch.float64:  # as many roundings as there are taps, and two for each product
+        size = definition(x.abs(), taps.abs(), *mode)
+        assert ((actual - exact).abs() <= 2 * taps.numel() * 2.0**-53 * size).all()
+    else:
+        assert_error_within_budget(actual, exact, plain.to(x.dtype), "resample")
+
+
+@native
+@pytest.mark.parametrize("taps", FILTERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_parity_by_shape(shape: tuple[int, ...], dtype: torch.dtype, taps: str) -> None:
+    weights = FILTERS[taps].to(accumulation_dtype(dtype))
+    for layout in ("contiguous", "channels_last"):
+        x = make_input(shape, layout, dtype=dtype)
+        for mode in MODES[1:]:  # the first wants four pixels
+            with _backend.backend("cpu"):
+                actual = resample(x, weights, **mode_options(mode))
+            assert_parity(actual, x, weights, mode)
+
+
+@native
+def test_taps_may_be_turned_and_padding_negative() -> None:
+    """As the derivatives have it: a part of x is cut off, or the result ends anywhere."""
+    for layout in ("contiguous", "channels_last"):
+        x, taps = make_input((2, 3, 11, 40), layout, dtype=torch.float64), make_taps()
+        for up, down in ((1, 1), (2, 1), (1, 2)):
+            for before in (-7, -2, 3):
+                for size in ([1, 1], [9, 23]):
+                    actual = _library.NATIVE.resample_cpu(x, taps, up, down, before, size, True)
+                    expected = resample_to(x, taps, up, down, before, size, True)
+                    torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+@native
+def test_samples_may_lie_apart() -> None:
+    for layout in ("contiguous", "channels_last"):
+        x, taps = make_input((3, 4, 6, 9), layout), make_taps(dtype=torch.float32)
+        for mode in MODES[:4]:
+            want = resample(x, taps, **mode_options(mode))
+            assert torch.equal(resample(apart(x, 3), taps, **mode_options(mode)), want)
+            assert torch.equal(resample(x[1:], taps, **mode_options(mode)), want[1:])
+
+
+@native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_values_do_not_overflow_on_the_way(layout: str) -> None:
+    x = torch.full((1, 3, 20, 20), 3.4e38).contiguous(memory_format=torch.channels_last)
+    x, taps = as_layout(x, layout), fir_taps((1, 3, 3, 1))
+    for mode in ((1, 2, (1, 1)), (1, 1, (2, 2))):
+        assert torch.isfinite(resample(x, taps, **mode_options(mode))).all()
+
+
+@native
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_zeros_between_pixels_are_not_multiplied(layout: str) -> None:
+    x = make_input((1, 8, 4, 8), layout).zero_()
+    x[0, 1, 2, 2] = float("inf")
+    for taps in (torch.ones(4, 4), torch.ones(3, 3), make_taps(dtype=torch.float32)):
+        for mode in ((2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (2, 2))):
+            out = resample(x, taps, **mode_options(mode))
+            hit = definition(x.isinf().double(), taps.abs().double(), *mode) > 0
+            assert torch.equal(out.isinf(), hit)
+
+
+@native
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backends_ran(layout: str) -> None:
+    x, taps = make_input((3, 4, 6, 10), layout), make_taps(dtype=torch.float32)
+    assert_one_native_launch("resample", layout, lambda: resample(x, taps, up=2, padding=(2, 1)))
+
+
+@native
+def test_the_gradient_is_a_launch_too() -> None:
+    x, taps = make_input((2, 3, 6, 8)).requires_grad_(), make_taps(dtype=torch.float32)
+    _library.NATIVE.reset_launches()
+    torch.autograd.grad(resample(x, taps, down=2, padding=(1, 1)).sum(), x)
+    assert _library.NATIVE.launches() == {f"resample.{_library.build_info()['isa']}": 2}
+
+
+@native
+def test_raw_launcher() -> None:
     x, taps = make_input((2, 3, 6, 8)), make_taps(dtype=torch.float32)
-    out = resample(x, taps, up=2, padding=(2, 1))
-    for name in ("reference", "cpu"):
-        if _backend.why_not(name) is None:
-            with _backend.backend(name):
-                assert torch.equal(resample(x, taps, up=2, padding=(2, 1)), out)
+    want = resample(x, taps, up=2, padding=(2, 1))
+    assert torch.equal(_library.NATIVE.resample_cpu(x, taps, 2, 1, 2, [12, 16], False), want)
+    with pytest.raises(ValueError, match="resample_cpu: x must be a cpu tensor, got one on meta"):
+        _library.NATIVE.resample_cpu(x.to("meta"), taps, 2, 1, 2, [12, 16], False)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES[1:5], ids=str)
+def test_bits_do_not_depend_on_batch_threads_or_format(
+    mode: tuple[int, int, tuple[int, int]], dtype: torch.dtype, threads
+) -> None:
+    shape, taps = (12, 5, 21, 43), make_taps(dtype=accumulation_dtype(dtype))
+    x = make_input(shape, dtype=dtype)
+
+    def call(rows: Rows, layout: str) -> Tensor:
+        return resample(as_layout(x[rows], layout), taps, **mode_options(mode))
+
+    assert_bits_hold_by_batch(call, assert_bits_hold_by_threads_and_format(call, shape, threads))
+
+
+@native
+def test_every_instruction_set(isa: str, tmp_path) -> None:
+    cases = [
+        (make_input((2, 3, 5, width), layout, dtype=dtype), taps.to(accumulation_dtype(dtype)), mode_options(mode))
+        for layout in ("contiguous", "channels_last")
+        for width in (5, 75)
+        for dtype in DTYPES
+        for taps in (FILTERS["one term"], FILTERS["four terms"], make_taps(3))
+        for mode in MODES[1:4]
+    ]
+    for (x, taps, mode), actual in zip(cases, run_op_on(isa, "resample", cases, tmp_path), strict=True):
+        assert_parity(actual, x, taps, tuple(mode.values()))
+
+
+@native
+@pytest.mark.parametrize(("layout", "copies"), [("contiguous", 0), ("channels_last", 0), ("sliced", 1)])
+def test_copies_only_what_has_gaps(layout: str, copies: int) -> None:
+    x, taps = make_input((3, 4, 6, 10), layout), make_taps(dtype=torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        resample(x, taps, down=2, padding=(1, 1))
+    names = [event.name for event in profile.events()]
+    assert names.count("fastscore::resample") == 1
+    assert names.count("aten::copy_") == copies
 
 
 # ------------------------------------------------------------------------------------------------ derivatives
