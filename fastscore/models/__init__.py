@@ -11,7 +11,9 @@ from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.bundle import load_bundle, save_bundle
 from fastscore.models.ddim import DDIMConfig, DDIMUNet
 from fastscore.models.mlp import MLP, MLPConfig
+from fastscore.models.ncsn import NCSN, NCSNConfig
 from fastscore.models.ncsnpp import NCSNpp, NCSNppConfig
+from fastscore.models.ncsnv2 import NCSNv2, NCSNv2Config
 from fastscore.models.registry import ARCHITECTURES, create
 from fastscore.models.zoo import Published, configs, describe
 
@@ -19,12 +21,16 @@ __all__ = [
     "ADM",
     "ARCHITECTURES",
     "MLP",
+    "NCSN",
     "ADMConfig",
     "DDIMConfig",
     "DDIMUNet",
     "MLPConfig",
+    "NCSNConfig",
     "NCSNpp",
     "NCSNppConfig",
+    "NCSNv2",
+    "NCSNv2Config",
     "NetworkConfig",
     "Published",
     "ScoreNetwork",

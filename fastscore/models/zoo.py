@@ -10,7 +10,9 @@ from typing import Any
 from fastscore.models.adm import ADMConfig
 from fastscore.models.base import NetworkConfig
 from fastscore.models.ddim import DDIMConfig
+from fastscore.models.ncsn import NCSNConfig
 from fastscore.models.ncsnpp import NCSNppConfig
+from fastscore.models.ncsnv2 import NCSNv2Config
 from fastscore.models.schedules import make_sde
 from fastscore.score import Convention
 from fastscore.sde import SDE
@@ -159,6 +161,22 @@ _ADM_IMAGENET_512 = dataclasses.replace(
     attention_resolutions=_attended(512),
 )
 
+
+def _smld(config: NCSNConfig | NCSNv2Config, sigma_max: float, source: str) -> Published:
+    """Noise levels from sigma_max down to 0.01, evenly spaced in log; data in [0, 1]."""
+    options = {"sigma_min": 0.01, "sigma_max": sigma_max}
+    return Published(
+        config, "VESDE", options, Convention("score", "noise_index", config.num_scales), f"ermongroup/{source}"
+    )
+
+
+def _ncsnv2(image_size: int, depth: int, num_scales: int, sigma_max: float, source: str) -> Published:
+    config = NCSNv2Config(image_size=image_size, depth=depth, num_scales=num_scales, sigma_max=sigma_max)
+    return _smld(config, sigma_max, f"ncsnv2 configs/{source}.yml")
+
+
+_NCSN = NCSNConfig()  # ten levels from 1 down (Song and Ermon 2019, arXiv 1907.05600, section 5)
+
 PUBLISHED: dict[str, Published] = {
     "ncsnpp-cifar10": _score_sde(
         dataclasses.replace(_NCSNPP, embedding_type="positional"), "VESDE", "ve/cifar10_ncsnpp", continuous=False
@@ -208,4 +226,15 @@ PUBLISHED: dict[str, Published] = {
     "adm-bedroom-256": _adm(_ADM_LSUN, "lsun_bedroom"),
     "adm-cat-256": _adm(_ADM_LSUN, "lsun_cat"),
     "adm-horse-256": _adm(_ADM_LSUN, "lsun_horse"),
+    "ncsn-mnist": _smld(
+        dataclasses.replace(_NCSN, image_size=28, num_channels=1, nf=64), 1.0, "ncsn configs/anneal.yml"
+    ),
+    "ncsn-cifar10": _smld(_NCSN, 1.0, "ncsn configs/anneal.yml"),
+    "ncsn-celeba-32": _smld(_NCSN, 1.0, "ncsn configs/anneal.yml"),
+    "ncsnv2-cifar10": _ncsnv2(32, 4, 232, 50.0, "cifar10"),
+    "ncsnv2-celeba-64": _ncsnv2(64, 4, 500, 90.0, "celeba"),
+    "ncsnv2-deeper-church-64": _ncsnv2(64, 5, 788, 140.0, "church"),
+    "ncsnv2-deeper-bedroom-128": _ncsnv2(128, 5, 1086, 190.0, "bedroom"),
+    "ncsnv2-deeper-tower-128": _ncsnv2(128, 5, 1086, 190.0, "tower"),
+    "ncsnv2-deepest-ffhq-256": _ncsnv2(256, 6, 2311, 348.0, "ffhq"),
 }

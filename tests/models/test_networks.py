@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastscore.models import ADMConfig, DDIMConfig, MLPConfig, NCSNppConfig, create, load_bundle, save_bundle
+from fastscore.models import (
+    ADMConfig,
+    DDIMConfig,
+    MLPConfig,
+    NCSNConfig,
+    NCSNppConfig,
+    NCSNv2Config,
+    create,
+    load_bundle,
+    save_bundle,
+)
+from fastscore.nn.instance_norm_plus import InstanceNormPlus
 
 _DDIM = DDIMConfig(
     image_size=8, in_channels=2, out_ch=2, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0
@@ -43,6 +54,8 @@ CONFIGS = {
     "adm": _ADM,
     "adm-classes": _ADM_CLASSES,
     "adm-added-embedding": dataclasses.replace(_ADM, use_scale_shift_norm=False),
+    "ncsn": NCSNConfig(image_size=8, num_channels=2, nf=8, num_scales=30),
+    "ncsnv2": NCSNv2Config(image_size=8, num_channels=2, nf=8),
     "mlp": MLPConfig(dim=3, nf=16, num_layers=2),
     "mlp-fourier": MLPConfig(dim=3, nf=16, num_layers=2, embedding_type="fourier", scale_by_sigma=True),
 }
@@ -164,7 +177,7 @@ def test_autocast_forward_and_backward(name):
     assert all(p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "ddim", "adm-classes", "mlp-fourier"])
+@pytest.mark.parametrize("name", ["ncsnpp", "ddim", "adm-classes", "ncsnv2", "mlp-fourier"])
 def test_traces_to_one_graph(name):
     """Dynamo alone, no code generation."""
     network = make(name)
@@ -199,12 +212,12 @@ def test_fake_tensors(name, device):
 def test_every_normalization_runs_in_the_fused_kernel(name):
     native = pytest.importorskip("fastscore._C", reason="the native extension is not built")
     network = make(name)
-    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+    norms = sum(isinstance(module, (torch.nn.GroupNorm, InstanceNormPlus)) for module in network.modules())
     native.reset_launches()
     with torch.no_grad():
         network(*inputs(network))
     launches = {name.split(".")[0]: count for name, count in native.launches().items()}
-    assert launches == {"group_norm_silu_fwd": norms}
+    assert launches["group_norm_silu_fwd"] == norms
 
 
 @each_network
