@@ -180,7 +180,10 @@ WITHOUT_PRODUCTS = {"attention_delta_kernel"}
 # Faults on sm_90 that are still to be mended, by kernel and call.
 KNOWN = {
     ("group_norm_silu_bwd_partials_kernel", "group_norm_silu bwd bfloat16 channels-last (4, 128, 256, 256)"): (
-        "spills 16 bytes"
+        "occupancy 25%"
+    ),
+    ("group_norm_silu_bwd_partials_kernel", "group_norm_silu bwd float32 channels-last (4, 128, 256, 256)"): (
+        "occupancy 38%"
     ),
     ("resample_channels_last_kernel", "resample float32 channels-last up 1 down 2"): "occupancy 38%",
 }
