@@ -84,7 +84,7 @@ class Resampling {
     }
   }
 
-  // What row i of outputs needs of x, to the row of the buffers that begins at `row`.
+  // What row i of outputs needs of x, to the row of the buffers that begins at `at_row`.
   void read_columns(const T* x, int64_t i, int64_t at_row) {
     const auto* weights = static_cast<const Real*>(terms_.columns);
     for (int t = 0; t < terms_.count; ++t) {
