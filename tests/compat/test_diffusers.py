@@ -304,6 +304,8 @@ def test_runs_that_start_in_the_middle(name):
             assert not hasattr(scheduler, "set_begin_index")
         return
     config = {"solver_order": 3} if "Multistep" in name else {}
+    if name == "UniPCMultistep":
+        config["disable_corrector"] = [4]  # counted from the first step of the schedule
     for start in (2, 3):
         assert_parity(name, 9, start=start, **config)
 
