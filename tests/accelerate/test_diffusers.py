@@ -198,3 +198,37 @@ def test_autocast_gives_the_dtypes_of_stock(make):
     exact = model.float()(images(), TIMES).sample
     errors = [(r - exact).abs().max().item() for r in results]
     assert errors[1] <= 2 * errors[0]
+
+
+def test_compile_in_one_graph():
+    """Sums that are divided by NumPy's sqrt(2), resampling, attention: all of it traces."""
+    from diffusers.models.unets.unet_2d_blocks import AttnSkipDownBlock2D
+
+    block = AttnSkipDownBlock2D(32, 32, 16, attention_head_dim=32)
+    arguments = torch.randn(2, 32, 8, 8), torch.randn(2, 16), images(8)
+    want = block(*arguments)[0]
+    assert fastscore.accelerate(block).counts == {"group_norm_silu": 5, "attention": 1, "resample": 2}
+    got = torch.compile(block, fullgraph=True, backend="aot_eager")(*arguments)[0]
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_verify_knows_what_the_network_takes():
+    for options in ({}, {"num_class_embeds": 3}):
+        model = ddpm(
+            block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **options
+        )
+        assert fastscore.accelerate(model, verify=True).counts["group_norm_silu"] > 0
+
+
+def test_gradient_checkpointing():
+    model = ddpm(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).train()
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            fastscore.accelerate(model)
+            model.enable_gradient_checkpointing()
+        loss = model(images(8), TIMES).sample.square().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    largest = max(g.abs().max() for g in gradients[0])
+    for stock, fast in zip(*gradients, strict=True):
+        assert (stock - fast).abs().max() <= 1e-4 * largest
