@@ -1,10 +1,11 @@
-"""The console command `fastscore`: sample images from a trained model, and say what this installation can do."""
+"""The console command `fastscore`: sample images from a trained model, import models, say what is installed."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import inspect
+import json
 import math
 import platform
 import sys
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastscore {fastscore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_sample(commands)
+    _add_import(commands)
     listing = commands.add_parser("samplers", help="list the samplers, or the options of one")
     listing.add_argument("name", nargs="?", help="a sampler: show what it takes")
     listing.set_defaults(run=_samplers)
@@ -91,7 +93,7 @@ def _add_sample(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="file to write: .png (a grid) or .npz (the array `samples`, float32)",
     )
-    add("--model", default="mnist32", help="name of a bundled model")
+    add("--model", default="mnist32", help="name of a bundled model, or a file that import-checkpoint wrote")
     add("--sampler", default="pc", metavar="NAME", help="`fastscore samplers` lists them")
     add("--steps", type=int, help="steps in time (200 for pc and others of its kind, else the sampler's own default)")
     add(
@@ -108,6 +110,51 @@ def _add_sample(commands: Any) -> None:
     add("--backend", help="which kernels run: auto, reference, cpu, triton or cuda", default=argparse.SUPPRESS)
     add("--threads", type=_positive, help="CPU threads (torch's choice unless given)", default=argparse.SUPPRESS)
     sample.set_defaults(run=_sample)
+
+
+def _add_import(commands: Any) -> None:
+    importing = commands.add_parser(
+        "import-checkpoint",
+        help="turn a checkpoint of another codebase into a file for `fastscore sample --model`",
+        description="Turn a checkpoint of score_sde, ncsn, ncsnv2, ddim, guided-diffusion or k-diffusion, or a folder "
+        "of diffusers, into a file for `fastscore sample --model`: float32 weights, and what is known of the network.",
+    )
+    add = importing.add_argument
+    add("checkpoint", type=Path, help="file or folder to read")
+    add("out", type=Path, help="file to write: .safetensors, and a .json beside it for people")
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step of training")
+    add(
+        "--config",
+        metavar="NAME",
+        help="what the checkpoint does not say of the network: a published configuration by name, or a .json file of "
+        "options, alone or as network with sde, sde_options and convention",
+    )
+    importing.set_defaults(run=_import)
+
+
+def _import(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".safetensors":
+        raise _UsageError(f"the output file must end in .safetensors, got {str(args.out)!r}")
+    if not args.out.parent.is_dir():
+        raise _UsageError(f"the directory of the output file does not exist: {str(args.out.parent)!r}")
+    config = args.config
+    if config is not None and config.endswith(".json"):
+        try:
+            config = json.loads(Path(config).read_text())
+        except json.JSONDecodeError as error:
+            raise _UsageError(f"--config {args.config}: no JSON: {error}") from None
+    try:
+        model = models.load_checkpoint(args.checkpoint, weights=args.weights, config=config)
+    except TypeError as error:
+        raise _UsageError(str(error)) from None
+    if model.card is None:
+        raise _UsageError(
+            f"{args.checkpoint} does not say the SDE of its network, and a file of ours has one: give --config a "
+            "published name, or a .json file with network, sde, sde_options and convention"
+        )
+    models.save_bundle(args.out, model, model.card, dtype=torch.float32)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{args.out}: {model.card['network']['architecture']}, {parameters:,} parameters, SDE {model.card['sde']}")
 
 
 def _positive(text: str) -> int:
@@ -128,8 +175,9 @@ def _sample(args: argparse.Namespace) -> None:
     device = _device(args.device)
     with fastscore.backend(args.backend) if hasattr(args, "backend") else nullcontext():
         running = _backend.resolve(device)
-        model = models.load(args.model).to(device)
-        assert model.sde is not None  # every bundled model has one
+        load = models.load_bundle if args.model.endswith(".safetensors") else models.load
+        model = load(args.model).to(device)
+        assert model.sde is not None  # every model of a file has one
         try:
             sampler = fastscore.sampler(args.sampler, model.sde, model, **options)
         except TypeError as error:

@@ -9,6 +9,7 @@ import torch
 from fastscore.models.adm import ADM, ADMConfig
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.bundle import load_bundle, save_bundle
+from fastscore.models.checkpoint import load_checkpoint
 from fastscore.models.ddim import DDIMConfig, DDIMUNet
 from fastscore.models.mlp import MLP, MLPConfig
 from fastscore.models.ncsn import NCSN, NCSNConfig
@@ -39,6 +40,7 @@ __all__ = [
     "describe",
     "load",
     "load_bundle",
+    "load_checkpoint",
     "names",
     "save_bundle",
 ]

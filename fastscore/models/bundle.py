@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastscore.models.base import ScoreNetwork
+from fastscore.models.formats import safetensors
 from fastscore.models.registry import create
 from fastscore.models.schedules import make_sde
 from fastscore.score import Convention
@@ -44,20 +45,8 @@ def load_bundle(path: Path | str, *, device: torch.device | str = "cpu") -> Scor
     It carries `.sde`, `.convention` (`fastscore.score.Convention`), `.shape` (C, H, W), `.config` and `.card`.
     Raises FileNotFoundError, or ValueError for a file that is cut off, is no bundle, or does not fit its own card.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("weights are stored as safetensors: pip install safetensors") from error
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    state, metadata = safetensors.read(path)
     if "card" not in metadata:
         raise ValueError(f"{path} has no card in its metadata: it was not written by save_bundle")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.nn.attention import AttentionBlock
+from fastscore.nn.group_norm_silu import GroupNormSiLU
 from fastscore.nn.layers import conv, dense, norm
 from fastscore.nn.resample import Downsample, Resample, Upsample
 from fastscore.nn.residual_block import ResidualBlock
@@ -40,6 +41,8 @@ class NCSNppConfig(NetworkConfig):
         `resamp_with_conv`).
     fir, fir_kernel: anti-aliased resampling by this 1-D filter.
     num_groups: of every normalization; None: groups of four channels, at most 32 of them.
+    attended_groups: None: no difference; else the groups in the attention of levels (not of the bottleneck), and in the
+        first normalization of their blocks on the way up: diffusers has 32 there however narrow they are.
     skip_rescale: divide sums of two branches by sqrt(2).
     progressive, progressive_input, progressive_combine: the output and input pyramids ("output_skip" / "input_skip":
         images added or concatenated at every level; "residual": convolved features).
@@ -77,14 +80,14 @@ class NCSNppConfig(NetworkConfig):
     sigma_max: float = 50.0
     num_scales: int = 1000
     num_groups: int | None = None
+    attended_groups: int | None = None
 
     def __post_init__(self) -> None:
         self._make_tuples("ch_mult", "attn_resolutions", "fir_kernel")
         self._check_choices(_CHOICES)
         self._check_integers("image_size", "num_channels", "nf", "num_res_blocks", "num_scales")
-        if self.num_groups is not None:
-            self._check_integers("num_groups")
-        elif self.nf < 4:
+        self._check_integers(*(name for name in ("num_groups", "attended_groups") if getattr(self, name) is not None))
+        if self.num_groups is None and self.nf < 4:
             raise ValueError(f"nf must be at least 4 (a normalization group has 4 channels), got {self.nf}")
         self._check_levels("ch_mult", self.image_size)
         self._check_dropout(self.dropout)
@@ -172,6 +175,18 @@ class NCSNpp(ScoreNetwork):
                 channels, skip_scale=self._skip_scale, init_scale=c.init_scale, num_groups=c.num_groups
             )
 
+        def regroup(layer: nn.Module, level: int) -> nn.Module:
+            if c.attended_groups is not None and self._size(level) in c.attn_resolutions:
+                first = layer.GroupNorm_0
+                assert isinstance(first, GroupNormSiLU)
+                if first.num_channels % c.attended_groups:
+                    raise ValueError(
+                        f"attended_groups must divide the {first.num_channels} channels of an attended level, "
+                        f"got {c.attended_groups}"
+                    )
+                first.num_groups = c.attended_groups
+            return layer
+
         def to_image(channels: int, out_channels: int, scale: float) -> list[nn.Module]:
             return [norm(channels, silu=True, num_groups=c.num_groups), conv(channels, out_channels, scale=scale)]
 
@@ -187,7 +202,7 @@ class NCSNpp(ScoreNetwork):
                 made += [block(channels, c.nf * multiplier)]
                 channels = c.nf * multiplier
                 if self._size(level) in c.attn_resolutions:
-                    made += [attention(channels)]
+                    made += [regroup(attention(channels), level)]
                 skips.append(channels)
             if level + 1 < len(c.ch_mult):
                 made += [resampling(channels, Downsample)]
@@ -204,10 +219,10 @@ class NCSNpp(ScoreNetwork):
         pyramid = 0
         for level, multiplier in reversed(list(enumerate(c.ch_mult))):
             for _ in range(c.num_res_blocks + 1):
-                made += [block(channels + skips.pop(), c.nf * multiplier)]
+                made += [regroup(block(channels + skips.pop(), c.nf * multiplier), level)]
                 channels = c.nf * multiplier
             if self._size(level) in c.attn_resolutions:
-                made += [attention(channels)]
+                made += [regroup(attention(channels), level)]
             if c.progressive == "output_skip":
                 made += to_image(channels, c.num_channels, c.init_scale)
             elif c.progressive == "residual" and not pyramid:
