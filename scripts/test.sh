@@ -9,5 +9,7 @@ prepare test lint
 # Its samplers are compared with; what else it depends on is not needed for that.
 "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("k_diffusion") is None)' ||
   logged "$PYTHON" -m pip install --no-deps k-diffusion
-step "running the tests"
-"$PYTHON" -m pytest "$@"
+# Files of tests go to processes with one thread each, at most eight; tests of threads ask for two themselves.
+workers=$(($(nproc) < 8 ? $(nproc) : 8))
+step "running the tests in $workers processes (bash scripts/test.sh -n 0: in one)"
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n "$workers" --dist loadfile "$@"
