@@ -135,6 +135,10 @@ def _add_import(commands: Any) -> None:
 def _import(args: argparse.Namespace) -> None:
     if args.out.suffix != ".safetensors":
         raise _UsageError(f"the output file must end in .safetensors, got {str(args.out)!r}")
+    if args.out.is_dir() or args.out.resolve() == args.checkpoint.resolve():
+        raise _UsageError(
+            f"the output file must be neither a directory nor the checkpoint itself, got {str(args.out)!r}"
+        )
     if not args.out.parent.is_dir():
         raise _UsageError(f"the directory of the output file does not exist: {str(args.out.parent)!r}")
     config = args.config

@@ -80,6 +80,15 @@ def test_a_bad_output_name_is_refused_before_any_work(tmp_path, capsys, monkeypa
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_output_that_would_replace_what_is_there(tmp_path, capsys, folder):
+    out = tmp_path / "net.safetensors"
+    out.mkdir() if folder else out.write_bytes(b"weights")
+    assert run("import-checkpoint", CHECKPOINT if folder else out, out) == 2
+    assert_refused(capsys, "neither a directory nor the checkpoint itself")
+    assert out.is_dir() if folder else out.read_bytes() == b"weights"
+
+
 def assert_refused(capsys, message):
     error = capsys.readouterr().err
     assert error.startswith("fastscore: error: ")

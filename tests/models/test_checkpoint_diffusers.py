@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastscore.models import DDIMUNet, NCSNpp, load_checkpoint
+from fastscore.models import DDIMUNet, NCSNpp, create, load_checkpoint
+from fastscore.models.formats import diffusers_keys
 from fastscore.schedule import DiscreteVPSDE
 from fastscore.score import Convention
 from fastscore.sde import VESDE
@@ -133,6 +134,38 @@ def test_wide_networks_are_those_of_score_sde(tmp_path):
     config = load_checkpoint(tmp_path).config
     assert config.attended_groups is None
     assert config.centered
+
+
+PUBLISHED = {
+    "ddim-cifar10": {
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        **{"downsample_padding": 0, "freq_shift": 1, "flip_sin_to_cos": False},
+    },
+    "ncsnpp-celebahq-256": {
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 256, 256, 256),
+        "down_block_types": (*["SkipDownBlock2D"] * 4, "AttnSkipDownBlock2D", *["SkipDownBlock2D"] * 2),
+        "up_block_types": (*["SkipUpBlock2D"] * 2, "AttnSkipUpBlock2D", *["SkipUpBlock2D"] * 4),
+        **{"time_embedding_type": "fourier", "mid_block_scale_factor": math.sqrt(2), "norm_num_groups": None},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    """Every tensor of the published networks has its place, in the shape it has there."""
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DModel(norm_eps=1e-6, attention_head_dim=None, **PUBLISHED[name])
+        ours = create(name).state_dict()
+    places = diffusers_keys.ddpm_places if name == "ddim-cifar10" else diffusers_keys.ncsnpp_places
+    found = diffusers_keys.renamed(theirs.state_dict(), places(theirs.config))
+    assert {key: value.shape for key, value in found.items()} == {
+        key: value.shape for key, value in ours.items() if key != "sigmas"
+    }
 
 
 SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 1e-3, "beta_end": 0.03, "beta_schedule": "linear"}
