@@ -11,6 +11,7 @@ from fastscore import NonFiniteError
 from fastscore.compat.dpm_solver import DPM_Solver, NoiseScheduleVP, model_wrapper
 from fastscore.samplers import DynamicThresholding
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Watched
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MIXTURE = load_mixture(GOLDEN / "samplers")
@@ -301,6 +302,19 @@ def test_there_and_back(method):
         errors.append(float((solver.sample(encoded, steps, t_end=0.2, **options) - x).abs().max()))
     assert errors[1] < 3e-3
     assert 3.5 < errors[0] / errors[1] < 4.5
+
+
+@pytest.mark.parametrize("method", ["multistep", "singlestep"])
+@pytest.mark.parametrize("model_type", ["noise", "x_start"])
+def test_nothing_is_read_on_the_host_between_steps(model_type, method):
+    for ns in (LINEAR, NoiseScheduleVP(betas=BETAS)):
+        for x0_fn, xt_fn in ((None, None), ("dynamic_thresholding", None), (None, lambda x, t, step: x * (1 + t))):
+            x = start(dtype=torch.float32)
+            model = Watched(tuple(x.shape), 7)
+            solver = DPM_Solver(model_wrapper(model, ns, model_type), ns, "dpmsolver++", x0_fn, xt_fn)
+            with model.region:
+                solver.sample(x, 6, method=method, denoise_to_zero=True, return_intermediate=True)
+            assert model.calls == 7
 
 
 def test_add_noise():

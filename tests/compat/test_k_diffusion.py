@@ -11,6 +11,7 @@ from fastscore import NonFiniteError
 from fastscore.compat import k_diffusion as compat
 from fastscore.noise import PhiloxNoise
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import Watched
 from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation
 
@@ -309,6 +310,23 @@ def test_extra_arguments_modes_and_the_state_of_the_caller():
         assert torch.equal(x, torch.ones_like(x))
     compat.sample_dpm_adaptive(network, torch.ones(2, 3), 0.1, 1.0, {"scale": 0.5}, disable=True)
     assert network.training
+
+
+@pytest.mark.parametrize(("name", "options"), ON_LEVELS + TREES)
+def test_nothing_is_read_on_the_host_between_steps(name, options):
+    sigmas, x, calls = compat.get_sigmas_karras(4, 0.1, 10.0), torch.ones(2, 3, 4, 4), 0
+
+    def count(x, sigma):
+        nonlocal calls
+        calls += 1
+        return 0.5 * x
+
+    getattr(compat, name)(count, x, sigmas, disable=True, **options)
+    model, told = Watched(tuple(x.shape), calls), []
+    with model.region:
+        getattr(compat, name)(model, x, sigmas, callback=told.append, disable=True, **options)
+    assert model.calls == calls
+    assert len(told) == 4
 
 
 def test_progress(capsys):

@@ -163,10 +163,12 @@ class DPM_Solver:  # noqa: N801, the published name
         if method == "singlestep_fixed":
             steps -= steps % order
         orders = [1] * steps if multistep else singlestep_orders(steps, order, method == "singlestep_fixed", False)
-        states = [x.clone()] if multistep else []
+        states: list[Tensor] = []
         network, convention, hooks = self.model.network, self.model.convention, self._hooks
         if multistep and self.correcting_xt_fn is not None:
             network, convention, hooks = self._correcting_first(self.correcting_xt_fn, states), self._integrated, []
+        elif multistep and return_intermediate:
+            states.append(x.clone())
         sampler = DPMSolverSampler(
             ns.sde,
             network,
@@ -283,7 +285,7 @@ class DPM_Solver:  # noqa: N801, the published name
             if not begun and len(x):
                 begun = True
                 x.copy_(_like("correcting_xt_fn", correct(x, t[0], 0), x))  # x is the state of the run itself
-                states[0] = x.clone()
+                states.append(x.clone())
             return predicted
 
         return network
