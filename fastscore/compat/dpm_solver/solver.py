@@ -118,7 +118,7 @@ class DPM_Solver:  # noqa: N801, the published name
                 (``"logSNR"``); ``"adaptive"`` ignores it.
             method: ``"multistep"``, ``"singlestep"``, ``"singlestep_fixed"`` or ``"adaptive"``, see `DPMSolverSampler`
                 and `DPMSolverAdaptive`. With ``"adaptive"`` of order 3 the error of the first step is mostly rounding,
-                and sets the length of the next: steps, and samples within the tolerance, differ from the published ones.
+                and sets the length of the next: steps, and samples within the tolerance, are not the published ones.
             lower_order_final: with ``"multistep"`` and fewer than 10 steps, the order falls to 1 at the end.
             denoise_to_zero: one more network call at t_end, whose clean image is the result.
             solver_type: ``"dpmsolver"`` or ``"taylor"``; ``"adaptive"`` takes the first alone.
