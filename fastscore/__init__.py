@@ -3,6 +3,7 @@
 from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.accelerate import accelerate, restore
+from fastscore.likelihood import Divergence, divergence
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
     AdaptiveSDESampler,
@@ -48,6 +49,7 @@ __all__ = [
     "DPMSolverAdaptive",
     "DPMSolverSampler",
     "DiscreteVPSDE",
+    "Divergence",
     "EDMSampler",
     "EulerAncestralSampler",
     "EulerMaruyamaSampler",
@@ -70,6 +72,7 @@ __all__ = [
     "accelerate",
     "available_backends",
     "backend",
+    "divergence",
     "models",
     "ops",
     "restore",
