@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastscore.noise import Noise
 from fastscore.samplers.base import Callback, SampleInfo, Sampler, check_choice, check_count, check_number
-from fastscore.samplers.hooks import Hooks, Moment
+from fastscore.samplers.hooks import Hooks
 from fastscore.samplers.loop import NonFiniteError, checked_result, with_progress
 from fastscore.samplers.per_sample import Network, Points
 from fastscore.score import Convention
@@ -216,11 +216,11 @@ class AdaptiveSampler(Sampler):
     def _output(self, run: Running, net: Network, points: Points, index: int) -> Tensor:
         """What the network gives at the states; called for those rows alone that have a new one."""
         if run.output is None:
-            run.output = net(run.x, points, 0, index, run.noise)
+            run.output = net(run.x, points, 0, index, run.rows)
             run.nfe = run.nfe + 1
         elif run.stale is not None:
             some, rows = points.select(run.stale), run.rows.index_select(0, run.stale)
-            new = net(run.x.index_select(0, run.stale), some, 0, index, net.noise_of(rows))
+            new = net(run.x.index_select(0, run.stale), some, 0, index, rows)
             run.output = run.output.index_copy(0, run.stale, new)
             run.nfe = run.nfe.index_add(0, run.stale, torch.ones_like(run.stale))
         run.stale = None
@@ -249,14 +249,14 @@ class AdaptiveSampler(Sampler):
         index = -1
         for index in with_progress(steps) if progress else steps:
             if hooks.states_used:
-                hooks.before_step(run.x, Moment(index, run.t, self.sde, run.noise))
+                hooks.before_step(run.x, net.moment(index, run.t, run.rows))
                 run.output = None
             proposal = self._propose(run, net, index)
             run.nfe = run.nfe + proposal.calls
             error = self._shared(proposal.error)
             accept, run.h = self._decide(run, proposal, error)
             if hooks.states_used:
-                hooks.after_step(proposal.x, Moment(index, proposal.t, self.sde, run.noise))
+                hooks.after_step(proposal.x, net.moment(index, proposal.t, run.rows))
             arrived, bad = accept & proposal.arrived, ~torch.isfinite(error)
             stuck = ~accept & (run.h < _SHORTEST * run.t)
             failed = bad if check_finite else bad & stuck
@@ -291,16 +291,13 @@ class AdaptiveSampler(Sampler):
 
     def _denoise(self, done: _Done, net: Network, index: int) -> None:
         """One more call for the samples that have arrived."""
-        rows = None if done.arrived == len(done.x) else _indices(done.finished, done.arrived)
-        x, t, noise = (
-            (done.x, done.t, net.noise)
-            if rows is None
-            else (done.x.index_select(0, rows), done.t.index_select(0, rows), net.noise_of(rows))
-        )
+        rows = _indices(done.finished, done.arrived)
+        everybody = done.arrived == len(done.x)
+        x, t = (done.x, done.t) if everybody else (done.x.index_select(0, rows), done.t.index_select(0, rows))
         points = net.points(t[None], "denoised")
         p, q = self._clean_rows(points)
-        clean = net.linear_step(x, [net(x, points, 0, index, noise)], net.rows(p, q))
-        done.x = clean if rows is None else done.x.index_copy(0, rows, clean)
+        clean = net.linear_step(x, [net(x, points, 0, index, rows)], net.rows(p, q))
+        done.x = clean if everybody else done.x.index_copy(0, rows, clean)
         done.nfe = done.nfe + done.finished
 
     def _non_finite(self, index: int, run: Running, failed: Tensor) -> str:

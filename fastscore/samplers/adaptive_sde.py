@@ -84,7 +84,7 @@ class AdaptiveSDESampler(AdaptiveSampler):
         output = self._output(run, net, points, index)
         noise = net.draw(run.x, run.noise, index + 1)
         euler = net.linear_step(run.x, [output], first, noise)
-        slope = net(euler, points, 1, index, run.noise, [output])
+        slope = net(euler, points, 1, index, run.rows, [output])
         x = net.linear_step(euler, [run.x, slope], second, noise)
         difference = constant((1.0, -1.0), net.op_dtype, h.device)  # x - x' = (K2 - K1) / 2
         error = net.error_norm([x, euler], difference, euler, run.kept["previous"])

@@ -110,8 +110,8 @@ class Sampler(ABC):
             noise: where noise comes from, in place of seed: ``PhiloxNoise``, ``TorchNoise`` or ``ReplayNoise``.
             dtype, device: of the state; by default those of the latent, else float32 on the device of the model's
                 parameters.
-            hooks: `fastscore.samplers.Hook` objects, called in order before and after every step and at every clean
-                image that the network predicts.
+            hooks: `fastscore.samplers.Hook` objects, called in order before and after every step, at every clean
+                image that the network predicts, and with the samples at the end.
             check_finite: look for NaN and infinity after every step, at the price of a host synchronization each; the
                 result is always checked.
             progress: show a progress bar.
@@ -143,6 +143,7 @@ class Sampler(ABC):
                 callback=callback,
                 cuda_graph=cuda_graph,
             )
+        x = every.at_end(x)
         return (x, info) if return_info else x
 
     @abstractmethod

@@ -138,7 +138,7 @@ class DPMSolverAdaptive(AdaptiveSampler):
         outputs = [self._output(run, net, points, index)]
         for i in range(1, self.order):
             point = net.linear_step(run.x, outputs, rows[i - 1, :, : i + 2])
-            outputs.append(net(point, points, i, index, run.noise, outputs))
+            outputs.append(net(point, points, i, index, run.rows, outputs))
         low = net.linear_step(run.x, outputs[:-1], rows[-2, :, : self.order + 1])
         high = net.linear_step(run.x, outputs, rows[-1])
         difference = constant((1.0, -1.0), net.op_dtype, h.device)

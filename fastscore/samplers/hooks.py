@@ -1,4 +1,4 @@
-"""Where control reaches into a sampler: before a step, at the clean image the network predicts, and after a step."""
+"""Where control reaches into a sampler: around a step, at the clean image the network predicts, and at the end."""
 
 from __future__ import annotations
 
@@ -24,12 +24,27 @@ class Moment:
         t: time of the state that is handed over, float64 of shape (B,).
         sde: the forward SDE; ``sde.marginal(t)`` gives alpha and sigma.
         noise: noise of the rows that are handed over (adaptive samplers drop finished ones).
+        rows: which rows of the batch are handed over, int64 (n,); None: all.
+        batch: how many rows the batch has; None: as many as are handed over.
     """
 
     index: int
     t: Tensor
     sde: SDE
     noise: Noise
+    rows: Tensor | None = None
+    batch: int | None = None
+
+    def of_rows(self, value: Tensor, name: str) -> Tensor:
+        """What belongs to the rows that are handed over, of a value (B, ...) for the whole batch, or (1, ...) for all.
+
+        Raises:
+            ValueError: for another number of rows; calls the value by its name.
+        """
+        batch = len(self.t) if self.batch is None else self.batch
+        if len(value) not in (1, batch):
+            raise ValueError(f"{name} must have 1 row, or one per sample of the batch, {batch}, got {len(value)}")
+        return value if self.rows is None or len(value) == 1 else value.index_select(0, self.rows)
 
     def normal(self, like: Tensor, draw: int = 0) -> Tensor:
         """Standard normals like a state. The same (sample, index, draw) gives the same; draw counts from 0 to 255."""
@@ -58,6 +73,10 @@ class Hook:
         """The state x (B, ...) after a step; `moment.t` is its new time."""
         return None
 
+    def at_end(self, samples: Tensor) -> Tensor | None:
+        """The samples (B, ...) of the whole batch, when all is done."""
+        return None
+
 
 class Hooks:
     """Several hooks as one, called in order."""
@@ -66,13 +85,13 @@ class Hooks:
         for i, hook in enumerate(hooks):
             if not isinstance(hook, Hook):
                 raise TypeError(f"hooks[{i}] must be a fastscore.samplers.Hook, got {type(hook).__name__}")
-        self._before, self._denoised, self._after = (
+        self._before, self._denoised, self._after, self._end = (
             [getattr(hook, name) for hook in hooks if getattr(type(hook), name) is not getattr(Hook, name)]
-            for name in ("before_step", "on_denoised", "after_step")
+            for name in ("before_step", "on_denoised", "after_step", "at_end")
         )
 
     def __bool__(self) -> bool:
-        return bool(self._before or self._denoised or self._after)
+        return bool(self._before or self._denoised or self._after or self._end)
 
     @property
     def states_used(self) -> bool:
@@ -101,6 +120,14 @@ class Hooks:
         """Run them; x is written to."""
         for hook in self._after:
             _replace(x, hook(x, moment), "after_step")
+
+    def at_end(self, samples: Tensor) -> Tensor:
+        """Run them and return the samples."""
+        for hook in self._end:
+            new = hook(samples)
+            if new is not None:
+                samples = _checked(samples, new, "at_end")
+        return samples
 
 
 def _replace(x: Tensor, new: Tensor | None, name: str) -> None:

@@ -108,12 +108,12 @@ class Network:
         return Points(times, labels, scales, clean, p, q)
 
     def __call__(
-        self, x: Tensor, points: Points, i: int, index: int, noise: Noise, others: Sequence[Tensor] = ()
+        self, x: Tensor, points: Points, i: int, index: int, rows: Tensor, others: Sequence[Tensor] = ()
     ) -> Tensor:
         """The network at x (n, ...), point i, in trial `index`.
 
         Args:
-            noise: of the rows of x, for hooks.
+            rows: of the batch that x holds, int64 (n,).
             others: outputs that are still in use.
         """
         t = points.t[i]
@@ -122,9 +122,13 @@ class Network:
         h = fitting(h, x, place)
         if points.clean is not None:
             h = self.linear_step(h, [x], points.clean[i])
-            return self.hooks.on_denoised(h, x, Moment(index, t, self.sde, noise))
+            return self.hooks.on_denoised(h, x, self.moment(index, t, rows))
         check_kept(h, x, others, place)
         return h
+
+    def moment(self, index: int, t: Tensor, rows: Tensor) -> Moment:
+        """What hooks are told of some rows of the batch (n,) at their times t, float64 (n,)."""
+        return Moment(index, t, self.sde, self.noise_of(rows), rows, self.batch)
 
     def rows(self, *columns: Tensor) -> Tensor:
         """Rows of `linear_step` without noise, from columns (..., n)."""

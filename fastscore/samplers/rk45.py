@@ -96,7 +96,7 @@ class RK45Sampler(AdaptiveSampler):
         # an Euler step of that length, to see how the slope changes
         (p_next, q_next), points = self._slopes((run.t - length)[None], net)
         point = net.linear_step(run.x, [h], net.rows(1 - length * p[0], -length * q[0]))
-        h_next = net(point, points, 0, 0, run.noise, [h])
+        h_next = net(point, points, 0, 0, run.rows, [h])
         run.nfe = run.nfe + 1
         change = self._norm(net, [run.x, h, point, h_next], torch.cat([-p, -q, p_next, q_next]), run.x) / length
         steepest = torch.maximum(slope, change)
@@ -120,7 +120,7 @@ class RK45Sampler(AdaptiveSampler):
         x = run.x
         for i in range(6):
             x = net.linear_step(run.x, outputs, rows[i, :, : i + 3])
-            outputs.append(net(x, points, min(i + 1, 5), index, run.noise, outputs))
+            outputs.append(net(x, points, min(i + 1, 5), index, run.rows, outputs))
         error = net.error_norm([run.x, *outputs], rows[6, :, :8], run.x, x)
         return Proposal(x, t, h, error, arrived, 6, output=outputs[-1])
 

@@ -1,0 +1,53 @@
+"""Inpainting: pixels that are known are kept, the others are generated to fit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastscore._checks import is_state, same_device, wrong_type, wrong_value
+from fastscore.control.replacement import Replacement
+from fastscore.samplers.hooks import Moment
+
+__all__ = ["Inpainting"]
+
+
+class Inpainting(Replacement):
+    """Keeps the known pixels of an image: exactly in the samples, noised to its time in every state before a step.
+
+    Args:
+        known: images on the scale of the data, (B, ...) floating point, one per sample, or (1, ...) for all of them.
+            Where the mask is False any value will do, NaN included.
+        mask: True where a pixel is known, bool, of a shape that broadcasts to that of `known`.
+
+    Raises:
+        TypeError: known is not a floating-point tensor, or mask is not a bool tensor.
+        ValueError: the mask does not broadcast to the shape of known, is on another device, or marks a pixel as known
+            that is not finite; when sampling, known does not fit the state.
+
+    Source: see `Replacement`.
+    """
+
+    known_name = "known"
+
+    def __init__(self, known: Tensor, mask: Tensor) -> None:
+        is_state("Inpainting", "known", known)
+        if not isinstance(mask, Tensor):
+            wrong_type("Inpainting", "mask", "be a bool tensor", type(mask).__name__)
+        if mask.dtype != torch.bool:
+            wrong_type("Inpainting", "mask", "be bool, True where a pixel is known", mask.dtype)
+        shape = known.shape
+        if mask.ndim > known.ndim or any(m not in (1, k) for m, k in zip(mask.shape[::-1], shape[::-1], strict=False)):
+            wrong_value("Inpainting", "mask", f"broadcast to the shape of known, {tuple(shape)}", tuple(mask.shape))
+        same_device("Inpainting", "mask", mask, known, "known")
+        self.mask = mask.expand(shape)
+        if not bool(torch.isfinite(known[self.mask]).all()):
+            wrong_value("Inpainting", "known", "be finite where the mask is True", "NaN or infinity")
+        super().__init__(known)
+
+    def part(self, x: Tensor) -> Tensor:
+        return x
+
+    def put(self, x: Tensor, part: Tensor, moment: Moment | None) -> Tensor:
+        mask = self.mask if moment is None else moment.of_rows(self.mask, "Inpainting: mask")
+        return torch.where(mask, part.to(x.dtype), x)
