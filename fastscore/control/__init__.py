@@ -1,6 +1,16 @@
 """Generation under conditions without retraining: hooks that every sampler takes, and networks made of networks."""
 
+from fastscore.control.classifier_free import ClassifierFreeGuidance
 from fastscore.control.colorization import Colorization
+from fastscore.control.guidance import ClassifierGuidance, Expert, LogLikelihoodGuidance, ScoreGuidance
 from fastscore.control.inpainting import Inpainting
 
-__all__ = ["Colorization", "Inpainting"]
+__all__ = [
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Colorization",
+    "Expert",
+    "Inpainting",
+    "LogLikelihoodGuidance",
+    "ScoreGuidance",
+]

@@ -22,6 +22,7 @@ from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
 from fastscore.samplers.registry import describe, names, sampler
 from fastscore.samplers.rk45 import RK45Sampler
+from fastscore.samplers.row_network import RowNetwork
 from fastscore.samplers.sde_dpm_solver import SDEDPMSolver2SSampler, SDEDPMSolverSampler
 from fastscore.samplers.thresholding import DynamicThresholding
 from fastscore.samplers.unipc import UniPCSampler
@@ -55,6 +56,7 @@ __all__ = [
     "PIDController",
     "Plan",
     "RK45Sampler",
+    "RowNetwork",
     "SDEDPMSolver2SSampler",
     "SDEDPMSolverSampler",
     "SampleInfo",

@@ -13,6 +13,7 @@ from fastscore.noise import Noise, PhiloxNoise
 from fastscore.ops._unchecked import unchecked
 from fastscore.samplers.hooks import Hooks, Moment
 from fastscore.samplers.loop import check_kept, fitting
+from fastscore.samplers.row_network import RowNetwork
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
@@ -118,7 +119,8 @@ class Network:
         """
         t = points.t[i]
         place = _Place(self.name, t)
-        h = self.model(x if points.scales is None else x * points.scales[i], points.labels[i])
+        model = self.model.select(rows) if isinstance(self.model, RowNetwork) else self.model
+        h = model(x if points.scales is None else x * points.scales[i], points.labels[i])
         h = fitting(h, x, place)
         if points.clean is not None:
             h = self.linear_step(h, [x], points.clean[i])
