@@ -187,10 +187,13 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         """Of a launch of a kernel that holds tiles."""
-        options = {"tile": self.tile, "num_warps": warps_of(self.plan.threads)}
-        if self.dtype == torch.float32 and not torch.version.hip:
-            options["maxnreg"] = REGISTERS
-        return options
+        limited = self.dtype == torch.float32 and not torch.version.hip
+        return self.unlimited | ({"maxnreg": REGISTERS} if limited else {})
+
+    @property
+    def unlimited(self) -> dict[str, Any]:
+        """The same with as many registers as the kernel takes."""
+        return {"tile": self.tile, "num_warps": warps_of(self.plan.threads)}
 
     @property
     def units(self) -> int:

@@ -364,7 +364,7 @@ def group_norm_silu_bwd(
             *arguments,
             *call.shares,
             silu=silu,
-            **call.options | {"maxnreg": None},  # its sums would spill; 16 bytes in flight a thread hide the latency
+            **call.unlimited,  # its sums would spill; 16 bytes in flight a thread hide the latency
         )
         launch(
             group_norm_silu_bwd_finish_kernel,
