@@ -3,7 +3,15 @@
 from fastscore import models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.accelerate import accelerate, restore
-from fastscore.likelihood import Divergence, divergence
+from fastscore.likelihood import (
+    BitsPerDim,
+    Divergence,
+    Likelihood,
+    bits_per_dim,
+    dequantize,
+    divergence,
+    log_likelihood,
+)
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
     AdaptiveSDESampler,
@@ -41,6 +49,7 @@ __all__ = [
     "AdaptiveSDESampler",
     "AnnealedLangevinSampler",
     "BackendUnavailableError",
+    "BitsPerDim",
     "ConsistencySampler",
     "Convention",
     "DDIMInverseSampler",
@@ -55,6 +64,7 @@ __all__ = [
     "EulerMaruyamaSampler",
     "LMSSampler",
     "LangevinSampler",
+    "Likelihood",
     "Noise",
     "NonFiniteError",
     "ODESampler",
@@ -72,7 +82,10 @@ __all__ = [
     "accelerate",
     "available_backends",
     "backend",
+    "bits_per_dim",
+    "dequantize",
     "divergence",
+    "log_likelihood",
     "models",
     "ops",
     "restore",

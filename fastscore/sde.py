@@ -126,7 +126,7 @@ class SDE(ABC):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of x, shape (B, ...), under the prior: float64 of shape (B,)."""
-        flat = x.to(torch.float64).reshape(x.shape[0], -1)
+        flat = x.to(torch.float64).reshape(x.shape[0], math.prod(x.shape[1:]))
         log_norm = 0.5 * flat.shape[1] * math.log(2 * math.pi * self.prior_std**2)
         return -0.5 * (flat / self.prior_std).square().sum(1) - log_norm
 

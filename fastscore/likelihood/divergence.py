@@ -13,7 +13,7 @@ from fastscore import _checks
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import Noise, as_noise
 
-__all__ = ["MODES", "Divergence", "divergence", "estimate", "standard_error"]
+__all__ = ["MODES", "Divergence", "check_output", "divergence", "estimate", "standard_error"]
 
 Field = Callable[[Tensor], Tensor]
 MODES = ("vjp", "jvp")
@@ -120,7 +120,7 @@ class _Reverse:
         self._x = x.detach().requires_grad_()
         with torch.enable_grad():
             self._output = field(self._x)
-        _check_output(op, self._output, x)
+        check_output(op, "field", self._output, x)
         if not self._output.requires_grad:
             _checks.wrong_value(
                 op, "field", "depend on x by operations that autograd sees, for mode='vjp'", "an output without a tape"
@@ -161,20 +161,17 @@ class _Forward:
 
     def _checked(self, x: Tensor) -> Tensor:
         value = self._field(x)
-        _check_output(self._op, value, self._x)
+        check_output(self._op, "field", value, self._x)
         return value
 
 
-def _check_output(op: str, value: object, x: Tensor) -> None:
+def check_output(op: str, argument: str, value: object, x: Tensor) -> None:
+    """Raise unless what a field or a network gives for x is like x."""
     if not isinstance(value, Tensor):
-        _checks.wrong_type(op, "field", "return a tensor", type(value).__name__)
+        _checks.wrong_type(op, argument, "return a tensor", type(value).__name__)
     if value.shape != x.shape or value.dtype != x.dtype:
-        _checks.wrong_value(
-            op,
-            "field",
-            f"return a tensor like x, {tuple(x.shape)} of {x.dtype}",
-            f"{tuple(value.shape)} of {value.dtype}",
-        )
+        accepted, got = (f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (x, value))
+        _checks.wrong_value(op, argument, f"return a tensor like x, {accepted}", got)
 
 
 def _trace(jacobian: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
