@@ -4,6 +4,8 @@ from fastscore.control.classifier_free import ClassifierFreeGuidance
 from fastscore.control.colorization import Colorization
 from fastscore.control.guidance import ClassifierGuidance, Expert, LogLikelihoodGuidance, ScoreGuidance
 from fastscore.control.inpainting import Inpainting
+from fastscore.control.linear import LinearGuidance
+from fastscore.control.operators import LinearOperator, averaging
 
 __all__ = [
     "ClassifierFreeGuidance",
@@ -11,6 +13,9 @@ __all__ = [
     "Colorization",
     "Expert",
     "Inpainting",
+    "LinearGuidance",
+    "LinearOperator",
     "LogLikelihoodGuidance",
     "ScoreGuidance",
+    "averaging",
 ]

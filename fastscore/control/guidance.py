@@ -167,6 +167,8 @@ def predicted(
         h = network(x if scale is None else (per_row(scale, x) * x).to(x.dtype), _times(read, x, moment))
     if h.shape != x.shape:
         raise ValueError(f"the network must return a tensor like its input, {tuple(x.shape)}, got {tuple(h.shape)}")
+    if x.requires_grad and not h.requires_grad:
+        raise ValueError("the network must be differentiable in x, got an output without gradient")
     p, q = (per_row(value, x) for value in read.coefficients(moment.sde, moment.t, target))
     return p * x + q * h
 
