@@ -1,6 +1,6 @@
 """fastscore: fused kernels, samplers, likelihood and control for score-based and diffusion models."""
 
-from fastscore import models, ops, samplers
+from fastscore import control, models, ops, samplers
 from fastscore._backend import BackendUnavailableError, available_backends, backend
 from fastscore.accelerate import accelerate, restore
 from fastscore.likelihood import (
@@ -83,6 +83,7 @@ __all__ = [
     "available_backends",
     "backend",
     "bits_per_dim",
+    "control",
     "dequantize",
     "divergence",
     "log_likelihood",

@@ -20,6 +20,7 @@ from fastscore.samplers import Hook, describe, names
 from fastscore.testing.statistics import (
     AnalyticModel,
     Gaussian,
+    assert_mean,
     assert_same_law,
     gaussian_2d,
     mixture_2d,
@@ -161,6 +162,31 @@ def test_an_energy_is_minus_a_log_likelihood():
         torch.testing.assert_close(
             denoised, (x + wide.square() * score) / alpha.reshape(wide.shape), rtol=1e-9, atol=1e-9
         )
+
+
+def test_mean_given_a_linear_observation_of_a_mixture():
+    """y = <a, x_0> + noise, whose likelihood at x_t is a mixture over the components: the posterior mean is known."""
+    a, y, noise_std = torch.tensor([0.8, -0.6], dtype=torch.float64), -0.1, 0.3
+    means, variance = DATA.means.flatten(1), DATA.std**2
+
+    def log_normal(gap, spread):
+        return -0.5 * (gap.square() / spread + spread.log())
+
+    def log_likelihood(x, moment):
+        alpha, sigma = (value[:, None] for value in moment.sde.marginal(moment.t))
+        gain = alpha * variance / (alpha.square() * variance + sigma.square())
+        clean = means + gain[..., None] * (x.flatten(1)[:, None] - alpha[..., None] * means)  # given the component
+        spread = gain / alpha * sigma.square() + noise_std**2  # <a, a> = 1
+        weights = DATA.responsibilities(x, alpha[:, 0], sigma[:, 0]).clamp_min(1e-300).log()
+        return torch.logsumexp(weights + log_normal(y - clean @ a, spread), 1)
+
+    spread = torch.tensor(variance + noise_std**2, dtype=torch.float64)
+    weights = torch.softmax(DATA.weights.log() + log_normal(y - means @ a, spread), 0)
+    exact = weights @ (means + variance / spread * (y - means @ a)[:, None] * a)
+    sampler = fastscore.sampler("dpmpp-2m", VP, mixture_model(), steps=60, convention=NOISE)
+    x = sampler.sample((4000, 2, 1, 1), dtype=torch.float64, hooks=[LogLikelihoodGuidance(log_likelihood)])
+    assert_mean(x, Gaussian(exact.reshape(2, 1, 1), torch.eye(2, dtype=torch.float64)), "posterior mean")
+    assert float((exact - DATA.mean.flatten()).norm()) > 0.3  # far from the mean without the observation
 
 
 @pytest.mark.parametrize("prediction", ["score", "noise", "denoised", "v"])
