@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -13,6 +13,7 @@ from fastscore.control.labels import check_labels
 from fastscore.control.replacement import per_row
 from fastscore.samplers.base import check_number, evaluating
 from fastscore.samplers.hooks import Hook, Moment
+from fastscore.samplers.row_network import RowNetwork
 from fastscore.score import Convention, convention_of
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 
-class ScoreGuidance(Hook):
+class ScoreGuidance(Hook, ABC):
     """Adds ``scale * extra_score(x, moment)`` to the score, and so sigma^2 / alpha times it to the clean image.
 
     Args:
@@ -162,6 +163,8 @@ def predicted(
 ) -> Tensor:
     """Score or clean image (n, ...) that a network predicts at x; ``target`` as in `Convention.coefficients`."""
     read = convention or convention_of(network, moment.sde)
+    if isinstance(network, RowNetwork) and moment.rows is not None:
+        network = network.select(moment.rows)
     scale = read.input_scale(moment.sde, moment.t) if read.prediction == "edm" else None
     with evaluating(network):
         h = network(x if scale is None else (per_row(scale, x) * x).to(x.dtype), _times(read, x, moment))

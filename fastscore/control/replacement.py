@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
@@ -12,10 +12,11 @@ from fastscore.samplers.hooks import Hook, Moment
 __all__ = ["Replacement", "per_row"]
 
 
-class Replacement(Hook):
+class Replacement(Hook, ABC):
     """Before every step the known part of the state becomes ``alpha known + sigma z``; at the end it is `known` itself.
 
-    The unknown part starts from the prior and is left to the sampler, its final denoising included.
+    The unknown part starts from the prior and is left to the sampler, its final denoising included. Several such hooks
+    noise by the same z.
 
     Source: Song et al., arXiv 2011.13456, appendix I.2. The published code noises the known part to the time of the
     step before, and its final denoising has no effect on the unknown part; here both are as the paper has them.

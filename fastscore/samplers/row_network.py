@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 __all__ = ["RowNetwork"]
 
 
-class RowNetwork(nn.Module):
+class RowNetwork(nn.Module, ABC):
     """A network that has something of its own for every row of the batch.
 
     Adaptive samplers, which drop the samples that have arrived, call `select(rows)` in place of the network itself.

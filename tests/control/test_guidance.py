@@ -94,7 +94,7 @@ def test_samples_have_the_law_of_their_class(way):
     assert_same_law(x, COMPONENTS[1], way)
 
 
-@pytest.mark.parametrize("way", ["classifier", "classifier-free"])
+@pytest.mark.parametrize("way", ["classifier", "classifier-free", "experts"])
 @pytest.mark.parametrize("name", [name for name in names() if name not in ELSEWHERE])
 def test_every_sample_is_of_its_class_in_every_sampler(name, way):
     """Also where samples leave the batch one after the other."""
@@ -102,6 +102,8 @@ def test_every_sample_is_of_its_class_in_every_sampler(name, way):
     hooks, model = [ClassifierGuidance(classifier, labels, 3)], mixture_model()
     if way == "classifier-free":
         hooks, model = [], ClassifierFreeGuidance(ClassConditional(), labels, 3, scale=1.0)
+    elif way == "experts":
+        hooks = [Expert(model, -1.0, NOISE), Expert(ClassifierFreeGuidance(ClassConditional(), labels, 3, scale=1.0))]
     options = {"rtol": 1e-2, "atol": 1e-2} if describe(name).calls == "adaptive" else {"steps": 40}
     sampler = fastscore.sampler(name, VP, model, convention=NOISE, **options)
     with warnings.catch_warnings():
