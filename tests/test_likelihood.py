@@ -1,6 +1,7 @@
 """Log-likelihoods against closed forms and against the published code, and bits per dimension."""
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastscore import (
     log_likelihood,
 )
 from fastscore.likelihood.bits import in_bits
+from fastscore.samplers import RowNetwork
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
 from fastscore.testing.statistics import (
     AnalyticModel,
@@ -32,6 +34,7 @@ from fastscore.testing.statistics import (
     ve_perturbation,
     vp_perturbation,
 )
+from fastscore.testing.traffic import no_host_sync
 
 FOLDER = Path(__file__).parent / "golden" / "samplers"
 CASES = load_cases(FOLDER, "score_sde_likelihood")
@@ -209,6 +212,32 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(plain.log_likelihood, whole.log_likelihood, rtol=1e-9, atol=1e-9)
 
 
+class Classes(RowNetwork):
+    """A network that is exact for another law in every row of the batch."""
+
+    def __init__(self, laws):
+        super().__init__()
+        self.laws = laws
+
+    def select(self, rows):
+        return Classes([self.laws[int(row)] for row in rows])
+
+    def forward(self, x, label):
+        outputs = [network("vp", law)(x[i : i + 1], label[i : i + 1]) for i, law in enumerate(self.laws)]
+        return torch.cat(outputs)
+
+
+def test_every_sample_keeps_its_class():
+    laws = [gaussian_2d(), mixture_2d(), gaussian(2, 1, 1)]
+    x = torch.cat([law.sample(1, seed=11) for law in laws])
+    options = {"method": "exact", "rtol": 1e-5, "atol": 1e-5}
+    result = log_likelihood(SDES["vp"], Classes(laws), x, **options)
+    assert result.nfe.unique().numel() > 1
+    for i, law in enumerate(laws):
+        alone = log_likelihood(SDES["vp"], network("vp", law), x[i : i + 1], **options)
+        torch.testing.assert_close(result.log_likelihood[i], alone.log_likelihood[0], rtol=1e-9, atol=1e-9)
+
+
 class EDM(torch.nn.Module):
     """The raw network of a preconditioned denoiser whose denoiser is exact, for labels log(sigma) / 4."""
 
@@ -268,6 +297,46 @@ def test_float32_data_and_the_mode_of_the_network():
     assert single.latent.dtype == torch.float32
     assert single.log_likelihood.dtype == torch.float64
     torch.testing.assert_close(single.log_likelihood, double.log_likelihood, rtol=0, atol=192 * 1e-4)
+
+
+class Watched(torch.nn.Module):
+    """Exact, and a value that is read on the host between the first call and the last, number `calls`, raises."""
+
+    def __init__(self, inner, calls):
+        super().__init__()
+        self.inner, self.left, self.calls, self.region = inner, calls, calls, ExitStack()
+
+    def forward(self, x, label):
+        if self.left == self.calls:
+            self.region.enter_context(no_host_sync())
+        self.left -= 1
+        if self.left == 0:
+            self.region.close()
+        return self.inner(x, label)
+
+
+@pytest.mark.parametrize("mode", ["vjp", "jvp"])
+@pytest.mark.parametrize("method", ["hutchinson", "exact", "hutch++"])
+def test_fixed_steps_read_nothing_on_the_host(method, mode):
+    law = mixture_2d()
+    calls = 8 * (2 if (method, mode) == ("hutch++", "jvp") else 1)
+    model = Watched(network("vp", law), calls)
+    options = {"method": method, "mode": mode, "probes": 2, "solver": "rk4", "steps": 2}
+    result = log_likelihood(SDES["vp"], model, law.sample(3), **options)
+    assert model.left == 0
+    assert result.log_likelihood.isfinite().all()
+
+
+def test_a_bundled_network_has_the_same_value_by_both_modes():
+    """Through the fused ops: eps . (J eps) is one number, however it is made."""
+    model = fastscore.models.load("mnist32")
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).clamp(-1, 1)
+    sde = VPSDE()
+    options = {"solver": "heun", "steps": 2, "probes": 2, "eps": 1e-2}
+    reverse, forward = (log_likelihood(sde, model, x, mode=mode, **options) for mode in ("vjp", "jvp"))
+    torch.testing.assert_close(forward.latent, reverse.latent, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(forward.log_change, reverse.log_change, rtol=1e-4, atol=1024 * 1e-5)
+    torch.testing.assert_close(forward.standard_error, reverse.standard_error, rtol=1e-2, atol=1024 * 1e-5)
 
 
 def test_samples_that_do_not_arrive_have_no_likelihood():

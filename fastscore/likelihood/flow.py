@@ -9,23 +9,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore._checks import accumulation_dtype
 from fastscore.likelihood.divergence import check_output, estimate
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import PhiloxNoise
-from fastscore.samplers.adaptive import Proposal, Running
+from fastscore.samplers.adaptive import Running
 from fastscore.samplers.hooks import Hooks
 from fastscore.samplers.loop import NonFiniteError, with_progress
 from fastscore.samplers.ode import ODE_METHODS
 from fastscore.samplers.per_sample import Network, Points
 from fastscore.samplers.rk45 import RK45Sampler
+from fastscore.samplers.row_network import RowNetwork
 from fastscore.score import Convention
 from fastscore.sde import SDE
 
 __all__ = ["AdaptiveFlow", "AugmentedSlope", "fixed_step_flow"]
 
 
-class AugmentedSlope:
+class AugmentedSlope(RowNetwork):
     """The slope of a state (n, D + K): x, flattened, and for each probe the integral of its divergence.
 
     The state is float64, being a sum of many small terms; the network is run in the dtype of the data, the divergence
@@ -33,11 +33,8 @@ class AugmentedSlope:
 
     Args:
         model, sde, convention: of the flow.
-        x: the data (B, ...), whose shape, dtype and memory format the network gets.
-        probes, method, mode: of the divergence, see `estimate`; probes for x in float32, or float64 for float64.
-
-    Attributes:
-        rows: the rows of the batch that a state holds, int64 (n,).
+        dtype: of the data.
+        probes, method, mode: of the divergence, see `estimate`; probes for the data (B, ...) in float32, or float64.
     """
 
     def __init__(
@@ -45,19 +42,24 @@ class AugmentedSlope:
         model: Callable[[Tensor, Tensor], Tensor],
         sde: SDE,
         convention: Convention,
-        x: Tensor,
+        dtype: torch.dtype,
         probes: Probes,
         method: str,
         mode: str,
     ) -> None:
+        super().__init__()
         self.model, self.sde, self.convention = model, sde, convention
-        self.probes, self.method, self.mode = probes, method, mode
-        self.shape, self.dims = x.shape[1:], math.prod(x.shape[1:])
-        self.dtype, self._sums = x.dtype, accumulation_dtype(x.dtype)
-        self.rows = torch.arange(len(x), device=x.device)
+        self.dtype, self.probes, self.method, self.mode = dtype, probes, method, mode
+        self.shape, self.dims, self._sums = probes.shape[1:], math.prod(probes.shape[1:]), probes.dtype
         labels = convention.labels(sde, torch.tensor([sde.T], dtype=torch.float64))
         self._label_dtype = self._sums if labels.is_floating_point() else labels.dtype
-        self._format = torch.channels_last if probes.last and x.ndim == 4 else torch.contiguous_format
+        self._format = torch.channels_last if probes.last and len(probes.shape) == 4 else torch.contiguous_format
+
+    def select(self, rows: Tensor) -> AugmentedSlope:
+        """The slope of some rows of the batch (n,), with their probes."""
+        model = self.model.select(rows) if isinstance(self.model, RowNetwork) else self.model
+        probes = self.probes.select(rows)
+        return AugmentedSlope(model, self.sde, self.convention, self.dtype, probes, self.method, self.mode)
 
     def start(self, x: Tensor) -> Tensor:
         """The state at the data."""
@@ -84,7 +86,7 @@ class AugmentedSlope:
         labels, scale = self.convention.labels(self.sde, t).to(t), self.convention.input_scale(self.sde, t)
         return torch.stack((labels, scale, self.sde.drift_coefficient(t) + half * p, half * q), -1)
 
-    def __call__(self, state: Tensor, told: Tensor) -> Tensor:
+    def forward(self, state: Tensor, told: Tensor) -> Tensor:
         """The slope (n, D + K), at what was told for a time, (n, 4)."""
         labels = told[:, 0].to(self._label_dtype)
         columns = told[:, 1:].to(self._sums).reshape(-1, 3, *[1] * len(self.shape))
@@ -96,8 +98,7 @@ class AugmentedSlope:
             check_output("log_likelihood", "model", h, fed)
             return p * x + q * h.to(x.dtype)
 
-        probes, x = self.probes.select(self.rows), self._shaped(state)
-        value, traces = estimate("log_likelihood", drift, x, probes, self.method, self.mode)
+        value, traces = estimate("log_likelihood", drift, self._shaped(state), self.probes, self.method, self.mode)
         return torch.cat([value.reshape(-1, self.dims), traces.T], 1).to(torch.float64)
 
 
@@ -125,15 +126,10 @@ class AdaptiveFlow(RK45Sampler):
         return x, info.nfe, info.finished
 
     def _begin(self, run: Running, net: Network) -> None:
-        self.model.rows = run.rows
         super()._begin(run, net)
         bad = ~torch.isfinite(run.h)
         if bool(bad.any()):  # no shorter step would help
             raise NonFiniteError(self._non_finite(0, run, bad))
-
-    def _propose(self, run: Running, net: Network, index: int) -> Proposal:
-        self.model.rows = run.rows
-        return super()._propose(run, net, index)
 
     def _slopes(self, times: Tensor, net: Network) -> tuple[tuple[Tensor, Tensor], Points]:
         """The model gives the slope in t itself, so that p = 0, and q = -1 as u runs the other way."""

@@ -121,10 +121,9 @@ def log_likelihood(
     if eps is None:
         eps = sde.sampling_eps if isinstance(sde, DiscreteVPSDE) else 1e-5
     check_number(_OWNER, "eps", eps, above=0.0, below=sde.T)
-    source = Probes.of(
-        _OWNER, x.to(_checks.accumulation_dtype(x.dtype)), as_noise(seed, noise), method, probes, kind, draw=1
-    )
-    slope = AugmentedSlope(model, sde, convention or convention_of(model, sde), x, source, method, mode)
+    data = x.to(_checks.accumulation_dtype(x.dtype))
+    source = Probes.of(_OWNER, data, as_noise(seed, noise), method, probes, kind, draw=1)
+    slope = AugmentedSlope(model, sde, convention or convention_of(model, sde), x.dtype, source, method, mode)
     with evaluating(model):
         if steps is None:
             flow = AdaptiveFlow(slope, rtol=rtol, atol=atol, norm=norm, max_steps=max_steps, eps=eps)
@@ -133,8 +132,8 @@ def log_likelihood(
             check_count(_OWNER, "steps", steps, 1)
             times = time_grid(_OWNER, sde, spacing, steps, eps).flip(0)
             state = checked_result(fixed_step_flow(slope, slope.start(x), times, solver, progress))
-            nfe = torch.full_like(slope.rows, steps * len(ODE_METHODS[solver][1]))
-            finished = torch.ones_like(slope.rows, dtype=torch.bool)
+            finished = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            nfe = torch.full_like(finished, steps * len(ODE_METHODS[solver][1]), dtype=torch.int64)
     return _result(sde, slope, state, nfe, finished)
 
 
