@@ -29,7 +29,7 @@ class Step:
     Attributes:
         name: what the row belongs to, e.g. a predictor or a solver and its stage.
         kind: ``"linear"`` or ``"langevin"``.
-        t: time of the point that the network sees.
+        t: time of the point that the network sees, or of the state where it is not called.
         t_next: time of the point that the row makes.
         label: what the network is told, an integer where the convention counts levels; None: it is not called.
         input_scale: factor of the point in front of the network.

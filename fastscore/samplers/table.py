@@ -84,6 +84,7 @@ class Table:
         self._noisy_points = 0
         self._call: _Call | None = None
         self._point: Expression = self.x  # what the next call sees
+        self._node: Node | None = None  # where the state lies, once a step has led there
 
     @property
     def x(self) -> Expression:
@@ -142,7 +143,7 @@ class Table:
         draws = noise != 0 if draws is None else draws
         self._emit(expression, node, noise, draws, name, exponent=exponent)
         self._version += 1
-        self._point = self.x
+        self._point, self._node = self.x, node
 
     def stage(self, expression: Expression, node: Node, *, noise: float = 0.0, name: str = "") -> None:
         """Let the next call look at `expression` plus noise, at `node`; the state stays."""
@@ -195,5 +196,5 @@ class Table:
     def _row(self, name: str, kind: str, node: Node, row: tuple[float, ...], ages: tuple[int, ...]) -> Step:
         call, self._call = self._call, None
         if call is None:
-            return Step(name, kind, node.t, node.t, None, 1.0, row, ages)
+            return Step(name, kind, (self._node or node).t, node.t, None, 1.0, row, ages)
         return Step(name, kind, call.node.t, node.t, 0, 1.0, row, ages, denoise=call.denoise, keep=call.keep)
