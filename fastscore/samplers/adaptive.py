@@ -258,7 +258,7 @@ class AdaptiveSampler(Sampler):
             if hooks.states_used:
                 hooks.after_step(proposal.x, net.moment(index, proposal.t, run.rows))
             arrived, bad = accept & proposal.arrived, ~torch.isfinite(error)
-            stuck = ~accept & (run.h < _SHORTEST * run.t)
+            stuck = ~accept & ~(run.h >= _SHORTEST * run.t)  # a step that is not a number, too
             failed = bad if check_finite else bad & stuck
             # the one read of this trial
             counts = torch.stack((accept, arrived, stuck, failed)).sum(1).tolist()

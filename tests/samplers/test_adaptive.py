@@ -138,6 +138,19 @@ def test_those_that_arrive_within_the_budget_are_finished():
     assert torch.equal(info.nfe[info.finished], full.nfe[info.finished])
 
 
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_network_that_fails_at_once_is_named(maker):
+    calls = []
+
+    def model(x, label):
+        calls.append(label)
+        return torch.full_like(x, torch.nan)
+
+    with pytest.raises(NonFiniteError, match=r"the error of trial \d+ from t = 1 is not finite"):
+        MAKERS[maker](SDES["vp"], model).sample(scaled_start(SDES["vp"]))
+    assert len(calls) < 100
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("norm", ["sample", "batch"])
 @pytest.mark.parametrize("maker", MAKERS)
