@@ -24,6 +24,7 @@ from fastscore import (
 from fastscore.likelihood.bits import in_bits
 from fastscore.samplers import RowNetwork
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import PeerDrift
 from fastscore.testing.statistics import (
     AnalyticModel,
     CountingModel,
@@ -348,33 +349,6 @@ def test_samples_that_do_not_arrive_have_no_likelihood():
         log_likelihood(SDES["vp"], lambda x, label: x / 0, law.sample(2))
     empty = log_likelihood(SDES["vp"], network("vp", law), law.sample(2)[:0])
     assert empty.log_likelihood.shape == (0,)
-
-
-class PeerDrift:
-    """A network, for labels t, whose probability-flow drift is the one score_sde computes, in float32."""
-
-    def __init__(self, sde, model):
-        self.sde, self.model = sde, model
-
-    def __call__(self, x, t):
-        f, g = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (self.sde.drift_coefficient(t), self.sde.diffusion(t)))
-        return 2 * (f * x - self.drift(x.float(), t.float()).double()) / g.square()
-
-    def drift(self, x, t):
-        sde, shape = self.sde, (-1, *[1] * (x.ndim - 1))
-        if isinstance(sde, VESDE):
-            sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t
-            g = sigma * math.sqrt(2 * math.log(sde.sigma_max / sde.sigma_min))
-            return -(g.reshape(shape) ** 2) * self.model(x, sigma) * 0.5
-        spread = sde.beta_max - sde.beta_min
-        beta = sde.beta_min + t * spread
-        variance = 1 - torch.exp(2 * (-0.25 * t**2 * spread - 0.5 * t * sde.beta_min))
-        if isinstance(sde, SubVPSDE):
-            std, g = variance, torch.sqrt(beta * (1 - torch.exp(-2 * sde.beta_min * t - spread * t**2)))
-        else:
-            std, g = torch.sqrt(variance), torch.sqrt(beta)
-        score = -self.model(x, t * 999) / std.reshape(shape)
-        return -0.5 * beta.reshape(shape) * x - g.reshape(shape) ** 2 * score * 0.5
 
 
 def replayed(case, rtol=None, drift=None):

@@ -1,5 +1,6 @@
 """Networks and hooks that tests of samplers share."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscore.samplers import Hook, Moment, Sampler
+from fastscore.sde import VESDE, VPSDE, SubVPSDE
 from fastscore.testing.traffic import no_host_sync
 
 
@@ -77,3 +79,31 @@ class Watching(Hook):
     def on_denoised(self, denoised: Tensor, x: Tensor, moment: Moment) -> None:
         """Nothing."""
         return
+
+
+class PeerDrift:
+    """A network, for labels t, whose probability-flow drift is the one score_sde computes, in float32."""
+
+    def __init__(self, sde: VESDE | VPSDE | SubVPSDE, model: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.sde, self.model = sde, model
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        f, g = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (self.sde.drift_coefficient(t), self.sde.diffusion(t)))
+        return 2 * (f * x - self.drift(x.float(), t.float()).double()) / g.square()
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift (B, ...) at the states x and times t (B,)."""
+        sde, shape = self.sde, (-1, *[1] * (x.ndim - 1))
+        if isinstance(sde, VESDE):
+            sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t
+            g = sigma * math.sqrt(2 * math.log(sde.sigma_max / sde.sigma_min))
+            return -(g.reshape(shape) ** 2) * self.model(x, sigma) * 0.5
+        spread = sde.beta_max - sde.beta_min
+        beta = sde.beta_min + t * spread
+        variance = 1 - torch.exp(2 * (-0.25 * t**2 * spread - 0.5 * t * sde.beta_min))
+        if isinstance(sde, SubVPSDE):
+            std, g = variance, torch.sqrt(beta * (1 - torch.exp(-2 * sde.beta_min * t - spread * t**2)))
+        else:
+            std, g = torch.sqrt(variance), torch.sqrt(beta)
+        score = -self.model(x, t * 999) / std.reshape(shape)
+        return -0.5 * beta.reshape(shape) * x - g.reshape(shape) ** 2 * score * 0.5

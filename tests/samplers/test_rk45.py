@@ -1,6 +1,5 @@
 """RK45: scipy's steps, the literal reference, recorded runs, accuracy, and what a call may cost."""
 
-import math
 import warnings
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fastscore.noise import PhiloxNoise
 from fastscore.reference.samplers import rk45_sampler
 from fastscore.samplers import Hook
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.networks import PeerDrift
 from fastscore.testing.statistics import AnalyticModel, mixture_2d, ve_perturbation, vp_perturbation
 from fastscore.testing.traffic import Traffic, traffic_per_step
 
@@ -136,33 +136,6 @@ def test_backends_and_a_hook_that_does_nothing_change_nothing(backend):
             x, other = sampler.sample(start, hooks=hooks, return_info=True)
             torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
             assert torch.equal(other.nfe, info.nfe)
-
-
-class PeerDrift:
-    """A network, for labels t, whose probability-flow drift is the one score_sde computes, in float32."""
-
-    def __init__(self, sde, model):
-        self.sde, self.model = sde, model
-
-    def __call__(self, x, t):
-        f, g = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (self.sde.drift_coefficient(t), self.sde.diffusion(t)))
-        return 2 * (f * x - self.drift(x.float(), t.float()).double()) / g.square()
-
-    def drift(self, x, t):
-        sde, shape = self.sde, (-1, *[1] * (x.ndim - 1))
-        if isinstance(sde, VESDE):
-            sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t
-            g = sigma * math.sqrt(2 * math.log(sde.sigma_max / sde.sigma_min))
-            return torch.zeros_like(x) - g.reshape(shape) ** 2 * self.model(x, sigma) * 0.5
-        spread = sde.beta_max - sde.beta_min
-        beta = sde.beta_min + t * spread
-        variance = 1 - torch.exp(2 * (-0.25 * t**2 * spread - 0.5 * t * sde.beta_min))
-        if isinstance(sde, SubVPSDE):
-            std, g = variance, torch.sqrt(beta * (1 - torch.exp(-2 * sde.beta_min * t - spread * t**2)))
-        else:
-            std, g = torch.sqrt(variance), torch.sqrt(beta)
-        score = -self.model(x, t * 999) / std.reshape(shape)
-        return -0.5 * beta.reshape(shape) * x - g.reshape(shape) ** 2 * score * 0.5
 
 
 def published(case):
