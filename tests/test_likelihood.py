@@ -1,11 +1,13 @@
 """Log-likelihoods against closed forms and against the published code, and bits per dimension."""
 
+import dataclasses
 import math
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastscore
 from fastscore import (
@@ -23,6 +25,7 @@ from fastscore import (
 )
 from fastscore.likelihood.bits import in_bits
 from fastscore.samplers import RowNetwork
+from fastscore.testing.fake_cuda import Devices, can_index_fake_cuda
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
 from fastscore.testing.networks import PeerDrift
 from fastscore.testing.statistics import (
@@ -326,6 +329,25 @@ def test_fixed_steps_read_nothing_on_the_host(method, mode):
     result = log_likelihood(SDES["vp"], model, law.sample(3), **options)
     assert model.left == 0
     assert result.log_likelihood.isfinite().all()
+
+
+@pytest.mark.skipif(not can_index_fake_cuda(), reason="this torch needs a driver to index fake CUDA tensors")
+@pytest.mark.parametrize("method", ["hutchinson", "exact", "hutch++"])
+@pytest.mark.parametrize("solver", ["heun", "rk4"])
+def test_fixed_steps_on_cuda_tensors(solver, method):
+    """In forward mode: the backward pass of torch asks for a driver."""
+    options = {"solver": solver, "steps": 3, "method": method, "probes": 2, "mode": "jvp"}
+    devices = Devices()
+    with FakeTensorMode(allow_non_fake_inputs=True), devices:
+        x = torch.empty(4, 3, 2, 2, device="cuda")
+        model = lambda x, label: x.tanh() + label.reshape(-1, 1, 1, 1)  # noqa: E731
+        result = log_likelihood(SDES["vp"], model, x, convention=Convention("noise", "scaled_time"), **options)
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        assert value.device.type == "cuda"
+        assert value.shape == (x.shape if field.name == "latent" else (4,))
+    assert "fastscore::linear_step" in devices.called
+    assert not any(op.startswith("aten::_local_scalar") for op in devices.called)
 
 
 def test_a_bundled_network_has_the_same_value_by_both_modes():

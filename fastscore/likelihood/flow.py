@@ -12,6 +12,7 @@ from torch import Tensor
 from fastscore.likelihood.divergence import check_output, estimate
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import PhiloxNoise
+from fastscore.ops import linear_step
 from fastscore.samplers.adaptive import Running
 from fastscore.samplers.hooks import Hooks
 from fastscore.samplers.loop import NonFiniteError, with_progress
@@ -156,20 +157,24 @@ class AdaptiveFlow(RK45Sampler):
 def fixed_step_flow(slope: AugmentedSlope, state: Tensor, times: Tensor, method: str, progress: bool) -> Tensor:
     """The state at the last of some rising times (N + 1,), float64, by one of `ODE_METHODS`."""
     stages, weights = ODE_METHODS[method]
-    nodes = torch.tensor([0.0, *map(sum, stages)], dtype=torch.float64)
     lengths = times.diff()
-    told = slope.told(times[:-1, None] + lengths[:, None] * nodes).to(state.device)
-    steps = list(zip(lengths.tolist(), told, strict=True))
-    for h, at in with_progress(steps) if progress else steps:
+    # step sizes travel as tensors, as labels do: what the loop needs is on the device before it starts
+    rows = [_coefficients(row, lengths).to(state.device) for row in (*stages, weights)]
+    fractions = torch.tensor([0.0, *map(sum, stages)], dtype=torch.float64)
+    told = slope.told(times[:-1, None] + lengths[:, None] * fractions).to(state.device)
+    steps = list(zip(told, *rows, strict=True))
+    for at, *coefficients in with_progress(steps) if progress else steps:
         slopes: list[Tensor] = []
-        for i, row in enumerate(((), *stages)):
-            point = _moved(state, slopes, row, h)
-            slopes.append(slope(point, at[i].expand(len(state), -1)))
-        state = _moved(state, slopes, weights, h)
+        point = state
+        for label, row in zip(at, coefficients, strict=True):
+            slopes.append(slope(point, label.expand(len(state), -1)))
+            point = linear_step(state, slopes, row)
+        state = point
     return state
 
 
-def _moved(state: Tensor, slopes: list[Tensor], weights: tuple[float, ...], h: float) -> Tensor:
-    for slope, weight in zip(slopes, weights, strict=True):
-        state = torch.add(state, slope, alpha=h * weight)
-    return state
+def _coefficients(weights: tuple[float, ...], lengths: Tensor) -> Tensor:
+    """Rows of `linear_step` (N, K + 2) for a state plus the steps (N,) times K slopes with these weights."""
+    scaled = lengths[:, None] * torch.tensor(weights, dtype=torch.float64)
+    edge = torch.zeros_like(lengths)[:, None]
+    return torch.cat([edge + 1, scaled, edge], 1)

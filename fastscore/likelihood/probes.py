@@ -63,8 +63,7 @@ class Probes:
             held = torch.stack([draw_one(x.shape, dtype=x.dtype, device=x.device, draw=i) for i in draws])
         counters = noise if noise.counter_based else PhiloxNoise(0)
         rng, samples = counters.rng_table([draw], x.device)[0], counters.samples_for(len(x), x.device)
-        last = x.ndim > 2 and channels_last(x)
-        return Probes(tuple(x.shape), x.dtype, last, count, kind, rng, samples, held)
+        return Probes(tuple(x.shape), x.dtype, channels_last(x), count, kind, rng, samples, held)
 
     def select(self, rows: Tensor) -> Probes:
         """Those of some rows (n,)."""

@@ -163,7 +163,7 @@ def channels_last(x: Tensor) -> bool:
         return True
 
     spatial = range(x.ndim - 1, 1, -1)
-    return x.numel() > 0 and not dense([*spatial, 1]) and dense([1, *spatial])
+    return x.ndim > 2 and x.numel() > 0 and not dense([*spatial, 1]) and dense([1, *spatial])
 
 
 def empty_like_x(x: Tensor) -> Tensor:

@@ -275,6 +275,16 @@ def test_the_gradient_is_the_probe(dtype: torch.dtype, layout: str) -> None:
     assert grad[0].stride() == jvp[0].stride()
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)], ids=str)
+def test_gradients_of_samples_with_few_dimensions(shape: tuple[int, ...]) -> None:
+    """A sample may be one number."""
+    jvp, rng, samples = make_case(shape, torch.float64)
+    assert torch.autograd.gradcheck(lambda v: hutchinson(v, rng, samples), jvp.requires_grad_(), check_forward_ad=True)
+    eps = hutchinson_probe(shape[1:], rng, samples, 3, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(hutchinson(jvp, rng, samples)[0].sum(), jvp)
+    assert torch.equal(grad, eps / 3)
+
+
 def test_dual_numbers_outside_torch_func() -> None:
     jvp, rng, samples = make_case()
     tangent = make_input(tuple(jvp.shape), seed=3)
