@@ -10,6 +10,7 @@ from fastscore.models.adm import ADM, ADMConfig
 from fastscore.models.base import NetworkConfig, ScoreNetwork
 from fastscore.models.bundle import load_bundle, save_bundle
 from fastscore.models.checkpoint import load_checkpoint
+from fastscore.models.classifier import Classifier, ClassifierConfig
 from fastscore.models.ddim import DDIMConfig, DDIMUNet
 from fastscore.models.mlp import MLP, MLPConfig
 from fastscore.models.ncsn import NCSN, NCSNConfig
@@ -24,6 +25,8 @@ __all__ = [
     "MLP",
     "NCSN",
     "ADMConfig",
+    "Classifier",
+    "ClassifierConfig",
     "DDIMConfig",
     "DDIMUNet",
     "MLPConfig",

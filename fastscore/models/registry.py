@@ -8,13 +8,14 @@ from typing import Any
 from fastscore.models import zoo
 from fastscore.models.adm import ADM
 from fastscore.models.base import NetworkConfig, ScoreNetwork
+from fastscore.models.classifier import Classifier
 from fastscore.models.ddim import DDIMUNet
 from fastscore.models.mlp import MLP
 from fastscore.models.ncsn import NCSN
 from fastscore.models.ncsnpp import NCSNpp
 from fastscore.models.ncsnv2 import NCSNv2
 
-_NETWORKS: tuple[type[ScoreNetwork], ...] = (NCSNpp, DDIMUNet, ADM, NCSN, NCSNv2, MLP)
+_NETWORKS: tuple[type[ScoreNetwork], ...] = (NCSNpp, DDIMUNet, ADM, NCSN, NCSNv2, MLP, Classifier)
 ARCHITECTURES = {network.config_type.architecture: network for network in _NETWORKS}
 
 
