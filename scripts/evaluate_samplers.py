@@ -271,7 +271,7 @@ def evaluate(args: argparse.Namespace) -> int:
     images, labels = read_digits(args.mnist)
     args.out.mkdir(parents=True, exist_ok=True)
     table, code = args.out / "samplers.csv", 0
-    digits = split(images, labels, load_mnist(args.out / "mnist.npz"))
+    digits = split(images, labels, load_mnist(args.out / "mnist.npz").images)
     yardstick = Yardstick(load_classifier(args.out / "classifier.pt", digits), digits.held_out)
     share = yardstick.accuracy(digits.held_out, digits.held_out_labels)
     print(f"the classifier names {share:.2%} of {len(digits.held_out)} held-out digits correctly", flush=True)

@@ -21,7 +21,7 @@ import torch
 
 from fastscore.models.bundle import save_bundle
 from fastscore.training.config import CONFIGS, TrainingConfig
-from fastscore.training.data import load_mnist
+from fastscore.training.data import DATASETS
 from fastscore.training.trainer import LOG_EVERY, Trainer, plot_log
 
 
@@ -65,10 +65,11 @@ def card_of(trainer: Trainer, command: str) -> dict[str, Any]:
     }
 
 
-def export(trainer: Trainer, path: Path, command: str) -> None:
-    """Write the averaged weights and their card."""
+def export(trainer: Trainer, path: Path, command: str, classes: tuple[str, ...]) -> None:
+    """Write the averaged weights and their card, with the names of the classes if the network has some."""
+    named = {} if trainer.labels is None else {"classes": classes}
     with trainer.ema.averaged(trainer.model) as model:
-        save_bundle(path, model, card_of(trainer, command))
+        save_bundle(path, model, card_of(trainer, command) | named)
 
 
 def train(args: argparse.Namespace, command: str) -> int:
@@ -78,7 +79,9 @@ def train(args: argparse.Namespace, command: str) -> int:
     config = configure(args)
     folder = args.out or Path("out") / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, load_mnist(folder / "mnist.npz"), folder, device=args.device)
+    data = DATASETS[config.dataset](folder / f"{config.dataset}.npz")
+    labels = None if config.classes is None else data.labels
+    trainer = Trainer(config, data.images, folder, labels=labels, device=args.device)
     if trainer.step:
         print(f"resuming {trainer.checkpoint} at update {trainer.step} of {config.steps}", flush=True)
 
@@ -103,7 +106,7 @@ def train(args: argparse.Namespace, command: str) -> int:
         print(f"stopped at update {trainer.step}; the same command goes on from there", flush=True)
         return 128 + stopped[0]
     path = folder / f"{config.name}.safetensors"
-    export(trainer, path, command)
+    export(trainer, path, command, data.classes)
     print(f"trained {config.steps} updates; weights in {path}", flush=True)
     return 0
 

@@ -19,7 +19,7 @@ __all__ = ["ClassifierFreeGuidance"]
 class ClassifierFreeGuidance(RowNetwork):
     """A class-conditional network as the model of a sampler: ``h = h_null + scale (h_label - h_null)``.
 
-    One network call of 2 n rows per call. Samplers read h by the convention of the network, whatever it predicts.
+    One network call of 2 n rows per call, or of n where the scale is 1 or 0. Samplers read h by the convention of the network, whatever it predicts.
 
     Args:
         network: called as ``network(x, times, labels)`` with int64 labels (2 n,); its `convention`, if it has one, is
@@ -79,15 +79,20 @@ class ClassifierFreeGuidance(RowNetwork):
             accepted = f"hold 1 label, or one per sample of the batch, {n}"
             wrong_value("ClassifierFreeGuidance", "labels", accepted, len(self.labels))
         labels = self.labels.expand(n)
-        both = self.network(
-            torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, torch.full_like(labels, self.null)])
-        )
-        if both.shape != (2 * n, *x.shape[1:]):
-            accepted = f"return a tensor like its input, {(2 * n, *x.shape[1:])}"
-            wrong_value("ClassifierFreeGuidance", "network", accepted, tuple(both.shape))
+        null = torch.full_like(labels, self.null)
+        if self.scale in (0, 1) and not self.rescale:
+            return self._called(x, times, labels if self.scale else null)
+        both = self._called(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
         conditional, unconditional = both.to(accumulation_dtype(both.dtype)).chunk(2)
         guided = torch.lerp(unconditional, conditional, self.scale)
         if self.rescale:
             spread, target = (h.flatten(1).std(1).reshape(-1, *[1] * (x.ndim - 1)) for h in (guided, conditional))
             guided = guided * torch.lerp(torch.ones_like(spread), target / spread, self.rescale)
         return guided.to(both.dtype)
+
+    def _called(self, x: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        h = self.network(x, times, labels)
+        if h.shape != x.shape:
+            accepted = f"return a tensor like its input, {tuple(x.shape)}"
+            wrong_value("ClassifierFreeGuidance", "network", accepted, tuple(h.shape))
+        return h

@@ -31,6 +31,7 @@ class ADMConfig(NetworkConfig):
     attention_resolutions: the factors of downsampling (1, 2, 4 ...) at which there is self-attention (the bottleneck
         always has it).
     num_classes: classes that the network is conditioned on; None: none.
+    null_class: the last of them stands for no class, and for classes that are not given.
     num_heads, num_head_channels: heads of the attention, or the channels of each head in place of their number.
     use_scale_shift_norm: the embedding scales and shifts the second norm of a block; False: it is added before.
     resblock_updown: resampling inside the residual blocks; False: between them, with a convolution.
@@ -48,6 +49,7 @@ class ADMConfig(NetworkConfig):
     attention_resolutions: tuple[int, ...] = (2, 4, 8)
     dropout: float = 0.0
     num_classes: int | None = None
+    null_class: bool = False
     num_heads: int = 1
     num_head_channels: int | None = None
     use_scale_shift_norm: bool = True
@@ -61,6 +63,8 @@ class ADMConfig(NetworkConfig):
         self._check_integers("num_heads", *given)
         self._check_levels("channel_mult", self.image_size, least=0.5)
         self._check_dropout(self.dropout)
+        if self.null_class and self.num_classes is None:
+            raise ValueError("null_class must be False without num_classes, got True")
 
     @property
     def widths(self) -> list[int]:
@@ -149,7 +153,7 @@ class ADM(ScoreNetwork):
 
     As published the output is the noise and, where the variance is learned, then its place between the two bounds, for
     `DDPMSampler(variance="learned_range")`; other samplers take the noise, `lambda x, t: network(x, t)[:, :3]`. Classes
-    are needed exactly if the network was made with `num_classes`.
+    are needed exactly if the network was made with `num_classes`, and without `null_class`.
     """
 
     config_type = ADMConfig
@@ -219,6 +223,8 @@ class ADM(ScoreNetwork):
 
     def forward(self, x: Tensor, labels: Tensor, y: Tensor | None = None) -> Tensor:
         self._check_input(x, labels)
+        if y is None and self.config.num_classes is not None and self.config.null_class:
+            y = torch.full(x.shape[:1], self.config.num_classes - 1, device=x.device)
         self._check_classes(x, y)
         sinusoids = positional_embedding(
             labels, self.config.model_channels, x.dtype, freq_shift=0, flip_sin_to_cos=True

@@ -6,12 +6,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastscore.models.adm import ADMConfig
 from fastscore.models.base import NetworkConfig
 from fastscore.models.ncsnpp import NCSNppConfig
 from fastscore.models.registry import config_from_dict
 from fastscore.models.schedules import SDES
 from fastscore.score import Convention
 from fastscore.sde import SDE
+from fastscore.training.emoji import CLASSES
 from fastscore.training.losses import WEIGHTINGS
 
 
@@ -27,6 +29,8 @@ class TrainingConfig:
     weighting, reduce_mean: see `fastscore.training.losses.denoising_loss`.
     precision: "float32", or "bfloat16" for autocast (the weights stay float32).
     channels_last: keep weights and images in that memory format.
+    label_dropout: share of images that get the null class of the network in place of their own, so that it learns to do
+        without (Ho and Salimans 2022, arXiv 2207.12598, algorithm 1).
     """
 
     name: str
@@ -48,6 +52,7 @@ class TrainingConfig:
     reduce_mean: bool = True
     precision: str = "float32"
     channels_last: bool = False
+    label_dropout: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +71,17 @@ class TrainingConfig:
         for name in ("lr", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout!r}")
+        if self.label_dropout and not getattr(self.network, "null_class", False):
+            raise ValueError(f"label_dropout must be 0 for a network without null_class, got {self.label_dropout!r}")
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that the network is conditioned on, beside the null class; None: none."""
+        classes: int | None = getattr(self.network, "num_classes", None)
+        return classes if classes is None else classes - getattr(self.network, "null_class", False)
 
     def make_sde(self) -> SDE:
         return SDES[self.sde](**self.sde_options)
@@ -102,5 +118,32 @@ CONFIGS: dict[str, TrainingConfig] = {
         batch=32,
         lr=1e-3,
         precision="bfloat16",
+    ),
+    # class-conditional color images of 32x32
+    "emoji32": TrainingConfig(
+        name="emoji32",
+        network=ADMConfig(
+            image_size=32,
+            in_channels=3,
+            out_channels=3,
+            model_channels=32,
+            channel_mult=(2, 3, 4),
+            num_res_blocks=1,
+            attention_resolutions=(4,),
+            dropout=0.05,
+            num_classes=len(CLASSES) + 1,
+            null_class=True,
+            num_head_channels=32,
+        ),
+        convention=Convention("v", "scaled_time"),
+        weighting="prediction",
+        dataset="emoji",
+        steps=12_000,
+        batch=32,
+        lr=1e-3,
+        ema=0.9995,
+        precision="bfloat16",
+        channels_last=True,
+        label_dropout=0.1,
     ),
 }

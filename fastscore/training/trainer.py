@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscore.control.labels import check_labels
 from fastscore.models.registry import create
 from fastscore.training.config import TrainingConfig
 from fastscore.training.data import to_signed_unit
@@ -31,18 +32,34 @@ _LOG_COLUMNS = ("step", "loss", "lr", "images_per_second")
 class Trainer:
     """Trains `config.network` on `images`, uint8 (N, C, H, W), and keeps everything under `folder`.
 
+    labels: int64 (N,), the classes of the images, for a network that has some: called as network(x, times, labels).
+
     Files: checkpoint.pt, loss.csv (mean loss of every 50 updates), loss.png. A checkpoint in `folder` is resumed; it
     must have been made with the same config, otherwise ValueError.
     """
 
     def __init__(
-        self, config: TrainingConfig, images: Tensor, folder: Path | str, *, device: torch.device | str = "cpu"
+        self,
+        config: TrainingConfig,
+        images: Tensor,
+        folder: Path | str,
+        *,
+        labels: Tensor | None = None,
+        device: torch.device | str = "cpu",
     ):
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < config.batch:
             raise ValueError(
                 f"images must be uint8 (N, C, H, W) with N of at least the batch of {config.batch}, "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
+        if (labels is None) != (config.classes is None):
+            needed = "None for a network without classes" if config.classes is None else "given for its classes"
+            raise ValueError(f"labels must be {needed}, got {type(labels).__name__}")
+        if labels is not None:
+            assert config.classes is not None
+            if check_labels("Trainer", labels, config.classes).shape != images.shape[:1]:
+                raise ValueError(f"labels must have shape ({len(images)},), like images, got {tuple(labels.shape)}")
+        self.labels = labels
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.images = to_signed_unit(images)
@@ -93,14 +110,16 @@ class Trainer:
     def update(self) -> float:
         """One update of the weights and of their average; returns the loss. FloatingPointError if it is not finite."""
         c = self.config
-        batch = self.images[self._indices(self.step)].to(self.device).contiguous(memory_format=self.format)
+        rows = self._indices(self.step)
+        batch = self.images[rows].to(self.device).contiguous(memory_format=self.format)
         with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
             torch.manual_seed(_derived_seed(c.seed, "step", self.step))
             t = draw_times(c.batch, self.sde, eps=c.eps, stratified=c.stratified).to(self.device)
             noise = torch.randn(batch.shape).to(self.device).contiguous(memory_format=self.format)
+            network = self.model if self.labels is None else self._conditioned(self.labels[rows])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
                 loss = denoising_loss(
-                    self.model,
+                    network,
                     self.sde,
                     batch,
                     t,
@@ -121,6 +140,14 @@ class Trainer:
         self.step += 1
         self.window.append(value)
         return value
+
+    def _conditioned(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model for some labels, a share of which is hidden from it."""
+        if self.config.label_dropout:
+            assert self.config.classes is not None  # the config has seen to it
+            labels = labels.masked_fill(torch.rand(len(labels)) < self.config.label_dropout, self.config.classes)
+        labels = labels.to(self.device)
+        return lambda x, times: self.model(x, times, labels)
 
     def learning_rate(self) -> float:
         """Of the next update."""

@@ -149,6 +149,18 @@ def test_classifier_free_guidance_calls_the_network_once_and_leaves_its_mode():
         assert network.training == training
 
 
+@pytest.mark.parametrize(("scale", "told"), [(1.0, [2, 0, 1, 1]), (0.0, [3, 3, 3, 3])])
+def test_classifier_free_guidance_without_an_opposite_calls_the_network_with_one_row_a_sample(scale, told):
+    calls = []
+
+    def network(x, times, labels):
+        calls.append(labels.tolist())
+        return x
+
+    ClassifierFreeGuidance(network, LABELS, 3, scale=scale)(STATE, torch.ones(4))
+    assert calls == [told]
+
+
 def test_an_energy_is_minus_a_log_likelihood():
     """A Gaussian times exp(-k |x - c|^2 / 2) at time t: the score is that of both."""
     centers = torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(4, 1, 1, 1)

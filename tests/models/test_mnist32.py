@@ -90,7 +90,7 @@ def test_denoises_digits(network):
     from fastscore.training.data import load_mnist, to_signed_unit
 
     generator = torch.Generator().manual_seed(0)
-    digits = to_signed_unit(load_mnist()[::250])  # two of each
+    digits = to_signed_unit(load_mnist().images[::250])  # two of each
     noise = torch.randn(digits.shape, generator=generator)
     with torch.no_grad():
         for t, most in LIMITS.items():

@@ -300,6 +300,14 @@ def test_wrong_classes_are_refused(name, y, error, message):
         network(*inputs(network)[:2], y)
 
 
+def test_the_null_class_is_the_last_one_and_stands_for_no_class():
+    network = create({**CONFIGS["adm-classes"].to_dict(), "null_class": True})
+    torch.nn.init.normal_(network.out["2"].weight)
+    x, labels, _ = inputs(network)
+    assert torch.equal(network(x, labels), network(x, labels, torch.tensor([2, 2])))
+    assert not torch.equal(network(x, labels), network(x, labels, torch.tensor([2, 1])))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -318,6 +326,7 @@ def test_wrong_classes_are_refused(name, y, error, message):
         ),
         ("adm", {"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ("adm", {"num_classes": True}, "num_classes must be an integer of at least 1, got True"),
+        ("adm", {"null_class": True}, "null_class must be False without num_classes, got True"),
         ("adm", {"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
         ("mlp", {"dim": 0}, "dim must be an integer of at least 1, got 0"),
         ("mlp", {"nf": 1}, "nf must be an integer of at least 2, got 1"),

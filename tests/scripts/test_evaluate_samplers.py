@@ -9,6 +9,7 @@ import re
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def digits():
 
 @pytest.fixture
 def trained_on(digits):
-    """Every digit but each third, in another order, as `load_mnist` gives them."""
+    """Every digit but each third, in another order, as those of `load_mnist`."""
     images = digits[0][np.arange(NUM_DIGITS) % 3 != 0][::-1]
     assert len(images) == NUM_TRAINED
     return torch.from_numpy(np.pad(images[:, None], ((0, 0), (0, 0), (2, 2), (2, 2))))
@@ -75,7 +76,7 @@ def script(monkeypatch, model, trained_on):
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     monkeypatch.setattr(module.models, "load", lambda name: model)
-    monkeypatch.setattr(module, "load_mnist", lambda cache: trained_on)
+    monkeypatch.setattr(module, "load_mnist", lambda cache: SimpleNamespace(images=trained_on))
     return module
 
 
@@ -314,7 +315,7 @@ def test_a_second_run_computes_nothing(run, script, classifier, model, tmp_path,
     assert rows[3].cpu_seconds > 0
     assert rows[3].version.startswith(fastscore.__version__)
     images = torch.from_numpy(np.load(tmp_path / "out" / "euler_maruyama-30-bfloat16-0.npz")["images"])
-    digits = classifier.split(*classifier.read_digits(tmp_path / "digits.npz"), script.load_mnist(None))
+    digits = classifier.split(*classifier.read_digits(tmp_path / "digits.npz"), script.load_mnist(None).images)
     yardstick = classifier.Yardstick(
         classifier.load_classifier(tmp_path / "out" / "classifier.pt", None), digits.held_out
     )

@@ -31,7 +31,7 @@ def out(tmp_path):
     """An output folder with a small stand-in for the MNIST cache."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (8, 1, 32, 32), dtype=np.uint8)
-    np.savez(tmp_path / "mnist.npz", images=images)
+    np.savez(tmp_path / "mnist.npz", images=images, labels=np.zeros(8, np.int64))
     return tmp_path
 
 

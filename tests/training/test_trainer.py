@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fastscore.models import MLPConfig, NCSNppConfig
+from fastscore.models import ADMConfig, MLPConfig, NCSNppConfig
 from fastscore.training import trainer as trainer_module
 from fastscore.training.config import CONFIGS, TrainingConfig
 from fastscore.training.trainer import Trainer, plot_log, read_log
@@ -109,6 +109,63 @@ def test_every_image_once_an_epoch(images, tmp_path):
     for rows in epochs:
         assert len(set(rows)) == 8  # 10 images in batches of 4: two are left out, others each time
     assert epochs[0] != epochs[1]
+
+
+def classes_told(trainer, monkeypatch, updates):
+    """The classes that the network is told, update by update, and the rows of the images they belong to."""
+    told = []
+    forward = trainer.model.forward
+
+    def recording(x, times, y):
+        told.append(y)
+        return forward(x, times, y)
+
+    monkeypatch.setattr(trainer.model, "forward", recording)
+    rows = []
+    for _ in range(updates):
+        rows.append(trainer._indices(trainer.step))
+        trainer.update()
+    return torch.stack(told), torch.stack(rows)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_network_is_told_the_class_of_each_image_or_none(tmp_path, monkeypatch, dropout):
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(40) % 3
+    network = ADMConfig(
+        image_size=8,
+        in_channels=1,
+        out_channels=1,
+        model_channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        num_classes=4,
+        null_class=True,
+    )
+    config = dataclasses.replace(CONFIG, network=network, batch=20, label_dropout=dropout)
+    trainer = Trainer(config, images, tmp_path, labels=labels)
+    told, rows = classes_told(trainer, monkeypatch, 6)
+    hidden = told == 3
+    assert torch.equal(told[~hidden], labels[rows][~hidden])
+    assert hidden.double().mean() == pytest.approx(dropout, abs=4 * (dropout * (1 - dropout) / 120) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "labels must be given for its classes, got NoneType"),
+        (torch.zeros(9, dtype=torch.int64), r"labels must have shape \(10,\), like images, got \(9,\)"),
+        (torch.full((10,), 3), r"labels must lie in \[0, 3\)"),
+    ],
+    ids=["none", "shape", "range"],
+)
+def test_bad_labels_are_refused(images, tmp_path, labels, message):
+    network = ADMConfig(image_size=8, model_channels=32, channel_mult=(1,), num_classes=4, null_class=True)
+    with pytest.raises(ValueError, match=message):
+        Trainer(dataclasses.replace(CONFIG, network=network), images, tmp_path, labels=labels)
+    with pytest.raises(ValueError, match="labels must be None for a network without classes, got Tensor"):
+        Trainer(CONFIG, images, tmp_path, labels=torch.zeros(10, dtype=torch.int64))
 
 
 def test_learning_rate(images, tmp_path):
