@@ -19,7 +19,8 @@ __all__ = ["ClassifierFreeGuidance"]
 class ClassifierFreeGuidance(RowNetwork):
     """A class-conditional network as the model of a sampler: ``h = h_null + scale (h_label - h_null)``.
 
-    One network call of 2 n rows per call, or of n where the scale is 1 or 0. Samplers read h by the convention of the network, whatever it predicts.
+    One network call of 2 n rows per call, or of n where the scale is 1 or 0. Samplers read h by the convention of the
+    network, whatever it predicts.
 
     Args:
         network: called as ``network(x, times, labels)`` with int64 labels (2 n,); its `convention`, if it has one, is
