@@ -1,18 +1,19 @@
-"""Samples to files: PNG grids and NumPy archives, whole or not at all."""
+"""Results to files, whole or not at all; samples as PNG grids and NumPy archives."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["image_grid", "writer"]
+__all__ = ["check_place", "image_grid", "replaced", "writer"]
 
 
 def writer(path: Path) -> Callable[..., None]:
@@ -26,27 +27,41 @@ def writer(path: Path) -> Callable[..., None]:
         ValueError: unknown ending, or no such directory.
     """
     formats = {".png": _save_png, ".npz": _save_npz}
-    if path.suffix.lower() not in formats:
-        raise ValueError(f"the output file must end in .png or .npz, got {str(path)!r}")
+    check_place(path, tuple(formats))
+    save = formats[path.suffix.lower()]
+
+    def write(samples: Tensor, *, centered: bool, settings: dict[str, Any]) -> None:
+        with replaced(path) as file:
+            save(file, samples.detach().cpu(), centered, json.dumps(settings))
+
+    return write
+
+
+def check_place(path: Path, endings: Sequence[str]) -> None:
+    """Raise ValueError unless a file of this name, with one of these endings, can be written."""
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"the output file must end in {' or '.join(endings)}, got {str(path)!r}")
     if path.is_dir():
         raise ValueError(f"the output file {str(path)!r} is a directory")
     if not path.parent.is_dir():
         raise ValueError(f"the directory of the output file does not exist: {str(path.parent)!r}")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"the directory of the output file cannot be written to: {str(path.parent)!r}")
-    save = formats[path.suffix.lower()]
 
-    def write(samples: Tensor, *, centered: bool, settings: dict[str, Any]) -> None:
-        # under a name of its own, then renamed: whoever looks sees the old file or the whole new one
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                save(file, samples.detach().cpu(), centered, json.dumps(settings))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
-    return write
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the place of another: written under a name of its own, then renamed.
+
+    Whoever looks sees the old file or the whole new one.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _save_npz(file: BinaryIO, samples: Tensor, centered: bool, settings: str) -> None:

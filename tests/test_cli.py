@@ -35,7 +35,7 @@ class TinyModel(torch.nn.Module):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(cli.models, "load", lambda name: TinyModel())
+    monkeypatch.setattr(fastscore.models, "load", lambda name: TinyModel())
 
 
 def run(*args: object) -> int:
@@ -185,7 +185,7 @@ class TestSample:
     ],
 )
 def test_a_bad_output_name_is_refused_before_any_work(tmp_path, capsys, monkeypatch, out, message):
-    monkeypatch.setattr(cli.models, "load", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(fastscore.models, "load", lambda name: pytest.fail("the model was loaded"))
     (tmp_path / "folder.png").mkdir()
     assert run("--out", tmp_path / out) == 2
     assert message.format(tmp_path / out) in capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_a_network_that_fails_leaves_no_file(tmp_path, capsys, monkeypatch):
         def forward(self, x, labels):
             return x * float("nan")
 
-    monkeypatch.setattr(cli.models, "load", lambda name: Broken())
+    monkeypatch.setattr(fastscore.models, "load", lambda name: Broken())
     assert run("--out", tmp_path / "x.png") == 2
     assert "not finite" in capsys.readouterr().err
     assert files(tmp_path) == []
@@ -217,7 +217,7 @@ def test_ctrl_c_is_130_and_leaves_no_file(tmp_path, capsys, monkeypatch):
         def forward(self, x, labels):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.models, "load", lambda name: Interrupted())
+    monkeypatch.setattr(fastscore.models, "load", lambda name: Interrupted())
     assert run("--out", tmp_path / "x.png") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "fastscore: interrupted"
     assert files(tmp_path) == []

@@ -74,7 +74,7 @@ def test_a_published_name(tmp_path):
     [("net.pt", "the output file must end in .safetensors"), ("no/net.safetensors", "directory .* does not exist")],
 )
 def test_a_bad_output_name_is_refused_before_any_work(tmp_path, capsys, monkeypatch, out, message):
-    monkeypatch.setattr(cli.models, "load_checkpoint", lambda *args, **options: pytest.fail("it was loaded"))
+    monkeypatch.setattr(fastscore.models, "load_checkpoint", lambda *args, **options: pytest.fail("it was loaded"))
     assert run("import-checkpoint", CHECKPOINT, tmp_path / out) == 2
     assert_refused(capsys, message)
     assert os.listdir(tmp_path) == []
