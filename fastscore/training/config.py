@@ -8,6 +8,7 @@ from typing import Any
 
 from fastscore.models.adm import ADMConfig
 from fastscore.models.base import NetworkConfig
+from fastscore.models.classifier import ClassifierConfig
 from fastscore.models.ncsnpp import NCSNppConfig
 from fastscore.models.registry import config_from_dict
 from fastscore.models.schedules import SDES
@@ -138,12 +139,22 @@ CONFIGS: dict[str, TrainingConfig] = {
         convention=Convention("v", "scaled_time"),
         weighting="prediction",
         dataset="emoji",
-        steps=12_000,
+        steps=9_000,
         batch=32,
         lr=1e-3,
         ema=0.9995,
         precision="bfloat16",
         channels_last=True,
         label_dropout=0.1,
+    ),
+    # for classifier guidance of mnist32
+    "mnist32-classifier": TrainingConfig(
+        name="mnist32-classifier",
+        network=ClassifierConfig(image_size=32, num_channels=1, num_classes=10, nf=16, ch_mult=(1, 2, 4), dropout=0.1),
+        convention=Convention(label="time"),
+        steps=5_000,
+        batch=64,
+        lr=2e-3,
+        precision="bfloat16",
     ),
 }
