@@ -4,8 +4,10 @@ from fastscore.control.classifier_free import ClassifierFreeGuidance
 from fastscore.control.colorization import Colorization
 from fastscore.control.guidance import ClassifierGuidance, Expert, LogLikelihoodGuidance, ScoreGuidance
 from fastscore.control.inpainting import Inpainting
-from fastscore.control.linear import LinearGuidance
-from fastscore.control.operators import LinearOperator, averaging
+from fastscore.control.linear_guidance import LinearGuidance
+from fastscore.control.linear_operator import LinearOperator
+from fastscore.control.linear_replacement import LinearReplacement
+from fastscore.control.operators import averaging, grayscale, masking, matrix, random_projection
 
 __all__ = [
     "ClassifierFreeGuidance",
@@ -15,7 +17,12 @@ __all__ = [
     "Inpainting",
     "LinearGuidance",
     "LinearOperator",
+    "LinearReplacement",
     "LogLikelihoodGuidance",
     "ScoreGuidance",
     "averaging",
+    "grayscale",
+    "masking",
+    "matrix",
+    "random_projection",
 ]

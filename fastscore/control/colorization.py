@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastscore._checks import accumulation_dtype, is_state, wrong_value
 from fastscore.control.replacement import Replacement
-from fastscore.samplers.hooks import Moment
 
 __all__ = ["Colorization"]
 
@@ -16,7 +15,8 @@ class Colorization(Replacement):
     """Keeps the gray image, the mean over the channels: in the samples, and noised to its time before every step.
 
     In an orthonormal basis of the colors whose first vector is gray, (1, ..., 1) / sqrt(C), this is inpainting of the
-    first coordinate, sqrt(C) times the mean; the other coordinates, whatever the basis, are left as they are.
+    first coordinate, sqrt(C) times the mean; the other coordinates, whatever the basis, are left as they are. For
+    another weighting of the channels see `grayscale` and `LinearReplacement`.
 
     Args:
         gray: means over the channels on the scale of the data, (B, 1, ...) floating point, one per sample, or
@@ -42,5 +42,5 @@ class Colorization(Replacement):
     def part(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True, dtype=accumulation_dtype(x.dtype))
 
-    def put(self, x: Tensor, part: Tensor, moment: Moment | None) -> Tensor:
-        return (x + (part - self.part(x))).to(x.dtype)
+    def lift(self, part: Tensor) -> Tensor:
+        return part

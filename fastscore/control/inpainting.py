@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from fastscore._checks import is_state, same_device, wrong_type, wrong_value
-from fastscore.control.replacement import Replacement
-from fastscore.samplers.hooks import Moment
+from fastscore.control.replacement import per_row
+from fastscore.samplers.hooks import Hook, Moment
 
 __all__ = ["Inpainting"]
 
 
-class Inpainting(Replacement):
+class Inpainting(Hook):
     """Keeps the known pixels of an image: exactly in the samples, noised to its time in every state before a step.
 
     Args:
@@ -28,8 +28,6 @@ class Inpainting(Replacement):
     Source: see `Replacement`.
     """
 
-    known_name = "known"
-
     def __init__(self, known: Tensor, mask: Tensor) -> None:
         is_state("Inpainting", "known", known)
         if not isinstance(mask, Tensor):
@@ -43,11 +41,17 @@ class Inpainting(Replacement):
         self.mask = mask.expand(shape)
         if not bool(torch.isfinite(known[self.mask]).all()):
             wrong_value("Inpainting", "known", "be finite where the mask is True", "NaN or infinity")
-        super().__init__(known)
+        self.known = known
 
-    def part(self, x: Tensor) -> Tensor:
-        return x
+    def before_step(self, x: Tensor, moment: Moment) -> Tensor:
+        known = moment.of_rows(self.known, "Inpainting: known")
+        mask = moment.of_rows(self.mask, "Inpainting: mask")
+        if known.shape[1:] != x.shape[1:]:
+            accepted = f"have the shape of the state, {tuple(x.shape)}, or one row of it"
+            wrong_value("Inpainting", "known", accepted, tuple(self.known.shape))
+        same_device("Inpainting", "known", known, x, "the state")
+        alpha, sigma = (per_row(value, x) for value in moment.sde.marginal(moment.t))
+        return torch.where(mask, (alpha * known + sigma * moment.normal(x)).to(x.dtype), x)
 
-    def put(self, x: Tensor, part: Tensor, moment: Moment | None) -> Tensor:
-        mask = self.mask if moment is None else moment.of_rows(self.mask, "Inpainting: mask")
-        return torch.where(mask, part.to(x.dtype), x)
+    def at_end(self, samples: Tensor) -> Tensor:
+        return torch.where(self.mask, self.known.to(samples.dtype), samples)

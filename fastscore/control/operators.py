@@ -1,66 +1,18 @@
-"""Linear operators: what was measured of an image, and the adjoint, which is checked."""
+"""Linear operators whose singular value decomposition is known: what images are commonly measured by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastscore._checks import wrong_type, wrong_value
+from fastscore.control.linear_operator import LinearOperator, Map
 from fastscore.samplers.base import check_count
 
-__all__ = ["LinearOperator", "averaging"]
-
-
-class LinearOperator:
-    """A linear map A of images (n, ...) to measurements (n, ...), row by row, and its adjoint A^T.
-
-    Args:
-        forward: A, called with (n, *shape).
-        adjoint: A^T, called with what A returns.
-        shape: of one image.
-        dtype, device: of the images that the adjoint is tried on.
-
-    Attributes:
-        measured: shape of the measurement of one image.
-
-    Raises:
-        TypeError, ValueError: forward or adjoint is not callable, does not map row by row, or the adjoint is not that
-            of forward: ``<A x, y> = <x, A^T y>`` fails for random x and y, also because forward is not linear.
-    """
-
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        adjoint: Callable[[Tensor], Tensor],
-        shape: Sequence[int],
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        for name, function in (("forward", forward), ("adjoint", adjoint)):
-            if not callable(function):
-                wrong_type("LinearOperator", name, "be callable", type(function).__name__)
-        self.forward, self.adjoint, self.shape = forward, adjoint, tuple(shape)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, *self.shape, generator=generator, dtype=torch.float64).to(device, dtype)
-        image = forward(x)
-        if not isinstance(image, Tensor) or len(image) != len(x):
-            got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            wrong_value("LinearOperator", "forward", "return a tensor with a row per image, (2, ...)", got)
-        self.measured = tuple(image.shape[1:])
-        y = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(device, dtype)
-        back = adjoint(y)
-        if not isinstance(back, Tensor) or back.shape != x.shape:
-            got = tuple(back.shape) if isinstance(back, Tensor) else type(back).__name__
-            wrong_value("LinearOperator", "adjoint", f"return images, {tuple(x.shape)}", got)
-        left, right = _dot(image, y), _dot(x, back)
-        rounding = 100 * torch.finfo(dtype).eps * (_dot(image, image) * _dot(y, y)).sqrt()
-        if not bool(((left - right).abs() <= rounding).all()):
-            accepted = "be that of forward, with <A x, y> = <x, A^T y>"
-            wrong_value("LinearOperator", "adjoint", accepted, f"{left.tolist()} and {right.tolist()}")
+__all__ = ["averaging", "grayscale", "masking", "matrix", "random_projection"]
 
 
 def averaging(factor: int, shape: Sequence[int]) -> LinearOperator:
@@ -76,9 +28,115 @@ def averaging(factor: int, shape: Sequence[int]) -> LinearOperator:
     def adjoint(y: Tensor) -> Tensor:
         return y.repeat_interleave(factor, -2).repeat_interleave(factor, -1) / factor**2
 
-    return LinearOperator(lambda x: functional.avg_pool2d(x, factor), adjoint, shape)
+    return LinearOperator(lambda x: functional.avg_pool2d(x, factor), adjoint, shape, singular_values=1 / factor)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each row, float64 (n,)."""
-    return (a.double() * b.double()).flatten(1).sum(1)
+def grayscale(shape: Sequence[int], weights: Sequence[float] | None = None) -> LinearOperator:
+    """A weighted sum over the channels of an image (C, ...): the gray image (1, ...) that colorization starts from.
+
+    Args:
+        weights: of the channels, (C,), finite and not all 0; by default 1 / C each, the mean.
+
+    Raises:
+        ValueError: weights are not of that kind, or shape has no channels.
+    """
+    if not shape or shape[0] < 1:
+        wrong_value("grayscale", "shape", "be (C, ...) with channels", tuple(shape))
+    channels = shape[0]
+    row = torch.tensor([1 / channels] * channels if weights is None else list(weights), dtype=torch.float64)
+    size = float(row.norm())
+    if row.shape != (channels,) or not 0 < size < float("inf"):
+        wrong_value("grayscale", "weights", f"be {channels} finite numbers, not all 0", list(weights or ()))
+    column = row.reshape(-1, *[1] * (len(shape) - 1))
+
+    def forward(x: Tensor) -> Tensor:
+        return (x * column.to(x)).sum(1, keepdim=True)
+
+    return LinearOperator(forward, lambda y: y * column.to(y), shape, singular_values=size)
+
+
+def masking(mask: Tensor) -> LinearOperator:
+    """The pixels of an image where a mask is True, and 0 elsewhere; `Inpainting` keeps such pixels to the last bit.
+
+    Args:
+        mask: bool, of the shape of one image.
+
+    Raises:
+        TypeError: mask is not a bool tensor.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        wrong_type("masking", "mask", "be a bool tensor", getattr(mask, "dtype", type(mask).__name__))
+
+    def keep(x: Tensor) -> Tensor:
+        return x * mask
+
+    return LinearOperator(keep, keep, mask.shape, singular_values=mask.double(), device=mask.device)
+
+
+def matrix(rows: Tensor, shape: Sequence[int]) -> LinearOperator:
+    """Products of the flattened image with the rows of a matrix, which is decomposed in float64.
+
+    Args:
+        rows: (M, D) with D the number of elements of an image, floating point; in its dtype, on its device, products
+            are computed. Singular values below the rounding errors of the decomposition count as 0.
+        shape: of one image.
+
+    Raises:
+        TypeError, ValueError: rows is not a finite floating-point matrix of M >= 1 rows and D columns.
+    """
+    size = torch.Size(shape).numel()
+    if not isinstance(rows, Tensor) or not rows.is_floating_point():
+        wrong_type("matrix", "rows", "be a floating-point tensor", getattr(rows, "dtype", type(rows).__name__))
+    if rows.ndim != 2 or rows.shape[1] != size or not len(rows):
+        wrong_value("matrix", "rows", f"have shape (M, {size}), a column per element of an image", tuple(rows.shape))
+    if not bool(torch.isfinite(rows).all()):
+        wrong_value("matrix", "rows", "be finite", "NaN or infinity")
+    u, values, _ = torch.linalg.svd(rows.double(), full_matrices=len(rows) > size)
+    rounding = max(rows.shape) * torch.finfo(rows.dtype).eps * values.max()
+    values = functional.pad(values * (values > rounding), (0, len(rows) - len(values)))
+    u = u.to(rows.dtype)
+    left = (lambda y: _product(u, y), lambda y: _product(u.T, y))
+    return LinearOperator(
+        *_by(rows, shape), shape, singular_values=values, left=left, dtype=rows.dtype, device=rows.device
+    )
+
+
+def random_projection(
+    count: int,
+    shape: Sequence[int],
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LinearOperator:
+    """Products of the flattened image with `count` random orthonormal vectors: compressed sensing.
+
+    The vectors span a subspace whose direction is uniformly distributed.
+
+    Args:
+        count: of products, at least 1 and at most the number of elements of an image.
+        shape: of one image.
+        seed: of the vectors.
+        dtype, device: of the vectors, and of the computation.
+
+    Raises:
+        TypeError, ValueError: count is not an integer in that range.
+    """
+    check_count("random_projection", "count", count, 1)
+    size = torch.Size(shape).numel()
+    if count > size:
+        wrong_value("random_projection", "count", f"be at most the number of elements of an image, {size}", count)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.linalg.qr(torch.randn(size, count, generator=generator, dtype=torch.float64))[0].T
+    rows = vectors.to(device, dtype).contiguous()
+    return LinearOperator(*_by(rows, shape), shape, singular_values=1.0, dtype=dtype, device=device)
+
+
+def _product(matrix: Tensor, y: Tensor) -> Tensor:
+    """The matrix times every row of y, computed in the dtype of the matrix."""
+    return (y.to(matrix.dtype) @ matrix.T).to(y.dtype)
+
+
+def _by(rows: Tensor, shape: Sequence[int]) -> tuple[Map, Map]:
+    """A and A^T of the matrix A."""
+    return lambda x: _product(rows, x.flatten(1)), lambda y: _product(rows.T, y).reshape(-1, *shape)

@@ -48,10 +48,19 @@ class Moment:
 
     def normal(self, like: Tensor, draw: int = 0) -> Tensor:
         """Standard normals like a state. The same (sample, index, draw) gives the same; draw counts from 0 to 255."""
+        return self.noise.normal(like.shape, dtype=like.dtype, device=like.device, draw=self._number(draw))
+
+    def drawn(self, like: Tensor, draw: int = 0) -> dict[str, Tensor]:
+        """`normal(like, draw)` as an op takes it: its ``rng`` and ``samples``, or ``noise`` that has no counter."""
+        if not self.noise.counter_based:
+            return {"noise": self.normal(like, draw)}
+        rng = self.noise.rng_table([self._number(draw)], like.device)[0]
+        return {"rng": rng, "samples": self.noise.samples_for(like.shape[0], like.device)}
+
+    def _number(self, draw: int) -> int:
         if not 0 <= draw < _DRAWS:
             raise ValueError(f"normal: draw must lie in [0, {_DRAWS}), got {draw}")
-        number = _FIRST_DRAW + self.index * _DRAWS + draw
-        return self.noise.normal(like.shape, dtype=like.dtype, device=like.device, draw=number)
+        return _FIRST_DRAW + self.index * _DRAWS + draw
 
 
 class Hook:

@@ -1,4 +1,4 @@
-"""Inpainting and colorization in every sampler: what is known stays known, and is noised to the time of the state."""
+"""Replacement in every sampler: what is known stays known, and is noised to the time of the state."""
 
 import warnings
 
@@ -7,15 +7,32 @@ import torch
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, PhiloxNoise
-from fastscore.control import Colorization, Inpainting
-from fastscore.samplers import DynamicThresholding, Hook, describe, names
+from fastscore.control import (
+    Colorization,
+    Inpainting,
+    LinearOperator,
+    LinearReplacement,
+    averaging,
+    grayscale,
+    masking,
+    random_projection,
+)
+from fastscore.samplers import DynamicThresholding, Hook, Moment, describe, names
 
 NEEDED = {"langevin": {"step_size": 1e-4}, "annealed-langevin": {"step_size": 1e-5}}
 ADAPTIVE = [name for name in names() if describe(name).calls == "adaptive"]
 SHAPE = (3, 3, 4, 4)
 KNOWN = torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
 MASK = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) < 0.4
+BLOCKS = averaging(2, SHAPE[1:])
+OPERATORS = {
+    "averaging": BLOCKS,
+    "projection": random_projection(17, SHAPE[1:]),
+    "weighted gray": grayscale(SHAPE[1:], [0.3, 0.6, 0.1]),
+    "conjugate gradients": LinearOperator(BLOCKS.forward, BLOCKS.adjoint, SHAPE[1:], iterations=1),
+}
 SDES = {"vp": VPSDE(), "ve": VESDE(0.01, 10.0)}
+EVERY = [*((name, "ve") for name in names()), ("ddim", "vp"), ("rk45", "vp")]
 
 
 def make(name, sde="ve", **options):
@@ -46,40 +63,81 @@ class Watch(Hook):
         self.calls += 1
 
 
-@pytest.mark.parametrize("name", names())
-def test_known_pixels_agree_exactly(name):
+@pytest.mark.parametrize(("name", "sde"), EVERY)
+def test_known_pixels_agree_exactly(name, sde):
     def check(x, noised, rows):
         torch.testing.assert_close(x[MASK[rows]], noised[MASK[rows]], rtol=1e-6, atol=1e-6)
 
     watch = Watch(check)
-    x = quietly(make(name), SHAPE, hooks=[Inpainting(KNOWN, MASK), watch])
+    x = quietly(make(name, sde), SHAPE, hooks=[Inpainting(KNOWN, MASK), watch])
     assert torch.equal(x[MASK], KNOWN[MASK])
     assert not torch.isclose(x[~MASK], KNOWN[~MASK]).any()
     assert watch.calls > 0
 
 
-@pytest.mark.parametrize("name", names())
-def test_the_gray_image_is_kept(name):
+@pytest.mark.parametrize(("name", "sde"), EVERY)
+def test_the_gray_image_is_kept(name, sde):
     gray = KNOWN.mean(1, keepdim=True)
 
     def check(x, noised, rows):
         torch.testing.assert_close(x.mean(1), noised.mean(1), rtol=1e-5, atol=1e-5)
 
     watch = Watch(check)
-    x = quietly(make(name), SHAPE, hooks=[Colorization(gray), watch])
+    x = quietly(make(name, sde), SHAPE, hooks=[Colorization(gray), watch])
     assert float((x.mean(1, keepdim=True) - gray).abs().max()) <= 4e-7 * float(x.abs().max())  # of the largest channel
     assert not torch.isclose(x, KNOWN).all(1).any()
     assert watch.calls > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "sde", "kind"),
+    [*((*case, "projection") for case in EVERY), *(("pc", "ve", kind) for kind in OPERATORS if kind != "projection")],
+)
+def test_a_measurement_is_kept(name, sde, kind):
+    operator, rounding = OPERATORS[kind], 1e-6  # eight float32 roundings of the largest value
+
+    def check(x, noised, rows):
+        assert float(operator.forward(x - noised).abs().max()) <= rounding * float(x.abs().max())
+
+    watch = Watch(check)
+    x = quietly(make(name, sde), SHAPE, hooks=[LinearReplacement(operator, operator.forward(KNOWN)), watch])
+    assert float(operator.forward(x - KNOWN).abs().max()) <= rounding * float(x.abs().max())
+    assert not torch.isclose(x, KNOWN).flatten(1).all(1).any()
+    assert watch.calls > 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=list(OPERATORS))
+def test_what_is_not_measured_is_left_alone(operator):
+    hook = LinearReplacement(operator, operator.forward(KNOWN))
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
+    moment = Moment(0, torch.full((SHAPE[0],), 0.5, dtype=torch.float64), SDES["ve"], PhiloxNoise(0))
+    for after in (hook.before_step(x, moment), hook.at_end(x)):
+        change = after - x
+        torch.testing.assert_close(operator.pseudo_inverse(operator.forward(change)), change, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pc", "rk45"])
+def test_of_masks_and_gray_images_it_is_inpainting_and_colorization(name):
+    mask, gray = MASK[0], KNOWN.mean(1, keepdim=True)
+    pairs = [
+        (Inpainting(KNOWN, mask), LinearReplacement(masking(mask), KNOWN * mask)),
+        (Colorization(gray), LinearReplacement(grayscale(SHAPE[1:]), gray)),
+    ]
+    for special, general in pairs:
+        one, other = (quietly(make(name), SHAPE, hooks=[hook]) for hook in (special, general))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["ddim", "rk45", "adaptive-sde"])
-@pytest.mark.parametrize("hook", ["inpainting", "colorization"])
+@pytest.mark.parametrize("hook", ["inpainting", "colorization", "measurement"])
 def test_a_sample_does_not_depend_on_its_batchmates(name, hook):
     """Also where samples leave the batch one after the other: every row keeps its own image."""
 
     def made(rows):
         if hook == "inpainting":
             return Inpainting(KNOWN[rows], MASK[rows])
+        if hook == "measurement":
+            return LinearReplacement(BLOCKS, BLOCKS.forward(KNOWN[rows]))
         return Colorization(KNOWN[rows].mean(1, keepdim=True))
 
     together = make(name, "vp").sample(SHAPE, hooks=[made(slice(None))])
@@ -141,6 +199,10 @@ def test_hooks_compose():
         (lambda: Colorization(KNOWN), ValueError, r"gray must have shape \(B, 1, ...\), .*, got \(3, 3, 4, 4\)"),
         (lambda: Colorization(KNOWN[:, :1].int()), TypeError, "gray must be float32"),
         (lambda: Colorization(KNOWN[:, :1] / 0), ValueError, "gray must be finite"),
+        (lambda: LinearReplacement(None, KNOWN), TypeError, "operator must be a LinearOperator, got NoneType"),
+        (lambda: LinearReplacement(BLOCKS, 1.0), TypeError, "measurement must be a tensor, got float"),
+        (lambda: LinearReplacement(BLOCKS, KNOWN), ValueError, r"what .*, \(3, 2, 2\), got \(3, 3, 4, 4\)"),
+        (lambda: LinearReplacement(BLOCKS, BLOCKS.forward(KNOWN) / 0), ValueError, "measurement must be finite"),
     ],
 )
 def test_refusals(call, error, message):
@@ -157,8 +219,15 @@ def test_refusals(call, error, message):
         (lambda: Inpainting(KNOWN[..., :2], MASK[..., :2]), SHAPE, r"known must have the shape .*, got \(3, 3, 4, 2\)"),
         (lambda: Colorization(KNOWN[:2, :1]), SHAPE, "Colorization: gray must have 1 row, .*, 3, got 2"),
         (lambda: Colorization(KNOWN[:, :1, :2]), SHAPE, r"gray must have the shape .*, got \(3, 1, 2, 4\)"),
+        (lambda: LinearReplacement(BLOCKS, BLOCKS.forward(KNOWN)), (2, 3, 4, 4), "measurement must have 1 row, .* 3"),
     ],
 )
 def test_what_does_not_fit_the_state_is_refused(name, hook, shape, message):
     with pytest.raises(ValueError, match=message):
         make(name).sample(shape, hooks=[hook()])
+
+
+def test_an_operator_for_other_images_is_refused():
+    hook = LinearReplacement(averaging(2, (3, 8, 8)), torch.zeros(3, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"operator must be for images of shape \(3, 4, 4\), got \(3, 8, 8\)"):
+        make("ddim").sample(SHAPE, hooks=[hook])

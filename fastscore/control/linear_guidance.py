@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastscore._checks import accumulation_dtype, is_state, same_device, wrong_type, wrong_value
+from fastscore._checks import accumulation_dtype
 from fastscore.control.guidance import ScoreGuidance, check_network, predicted
-from fastscore.control.operators import LinearOperator
+from fastscore.control.linear_operator import LinearOperator
+from fastscore.control.measurement import check_measurement, measurement_of_rows
 from fastscore.control.replacement import per_row
-from fastscore.samplers.base import check_count, check_number
+from fastscore.samplers.base import check_number
 from fastscore.samplers.hooks import Moment
 from fastscore.score import Convention
 
@@ -29,13 +30,11 @@ class LinearGuidance(ScoreGuidance):
 
     Args:
         network: called as ``network(x, times)``, differentiable in x; as a rule the model of the sampler.
-        operator: A and its adjoint.
+        operator: A, its adjoint, and how the inverse is taken: in closed form where the singular values are known.
         measurement: y, (B, *operator.measured) floating point, one per sample, or (1, ...) for all of them.
         noise_std: standard deviation of the noise of the measurement, >= 0.
         data_std: s, the standard deviation of the pixels of the data, > 0.
         scale: see `ScoreGuidance`.
-        iterations: of conjugate gradients for the inverse, >= 1: exact with as many as A A^T has different eigenvalues,
-            so with one for averaging or masks.
         convention: how to read the network; by default ``network.convention``, or what was published with the SDE.
 
     Raises:
@@ -55,57 +54,25 @@ class LinearGuidance(ScoreGuidance):
         noise_std: float,
         data_std: float,
         scale: float = 1.0,
-        iterations: int = 10,
         convention: Convention | None = None,
     ) -> None:
         super().__init__(scale)
         name = "LinearGuidance"
         check_network(name, "network", network, convention)
-        if not isinstance(operator, LinearOperator):
-            wrong_type(name, "operator", "be a LinearOperator", type(operator).__name__)
-        is_state(name, "measurement", measurement)
-        if measurement.shape[1:] != operator.measured:
-            accepted = f"have shape (B, ...) with ... what the operator measures, {operator.measured}"
-            wrong_value(name, "measurement", accepted, tuple(measurement.shape))
+        check_measurement(name, operator, measurement)
         check_number(name, "noise_std", noise_std, least=0.0)
         check_number(name, "data_std", data_std, above=0.0)
-        check_count(name, "iterations", iterations, 1)
         self.network, self.operator, self.measurement, self.convention = network, operator, measurement, convention
-        self.noise_std, self.data_std, self.iterations = float(noise_std), float(data_std), iterations
+        self.noise_std, self.data_std = float(noise_std), float(data_std)
 
     def extra_score(self, x: Tensor, moment: Moment) -> Tensor:
-        if x.shape[1:] != self.operator.shape:
-            accepted = f"be for images of shape {tuple(x.shape[1:])}"
-            wrong_value("LinearGuidance", "operator", accepted, self.operator.shape)
-        same_device("LinearGuidance", "measurement", self.measurement, x, "the state")
-        y = moment.of_rows(self.measurement, "LinearGuidance: measurement")
+        y = measurement_of_rows("LinearGuidance", self.operator, self.measurement, x, moment)
         alpha, sigma = (value.square() for value in moment.sde.marginal(moment.t))
         variance = sigma * self.data_std**2 / (sigma + alpha * self.data_std**2)
         with torch.inference_mode(False), torch.enable_grad():
             point = x.clone().requires_grad_()
             clean = predicted(self.network, self.convention, point, moment, "denoised")
             residual = (y - self.operator.forward(clean.detach())).to(accumulation_dtype(x.dtype))
-            weights = _solve(self.operator, residual, per_row(self.noise_std**2 / variance, residual), self.iterations)
+            weights = self.operator.solve(residual, per_row(self.noise_std**2 / variance, residual))
             pull = self.operator.adjoint(weights / per_row(variance, residual))
             return torch.autograd.grad(clean, point, pull.to(clean.dtype))[0]
-
-
-@torch.no_grad()
-def _solve(operator: LinearOperator, right: Tensor, shift: Tensor, iterations: int) -> Tensor:
-    """``(A A^T + shift)^-1 right`` for every row, by conjugate gradients from 0 (Hestenes and Stiefel, 1952)."""
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return per_row((a * b).flatten(1).sum(1), a)
-
-    def ratio(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(b > 0, a / b, 0.0)  # 0 / 0 where a row is solved
-
-    solution, residual, direction = torch.zeros_like(right), right, right
-    square = dot(right, right)
-    for _ in range(iterations):
-        image = operator.forward(operator.adjoint(direction)) + shift * direction
-        step = ratio(square, dot(direction, image))
-        solution, residual = solution + step * direction, residual - step * image
-        before, square = square, dot(residual, residual)
-        direction = residual + ratio(square, before) * direction
-    return solution
