@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a score network.
+"""Train a score network, or a classifier of noisy images.
 
     python scripts/train.py --config mnist32 --out out/mnist32
 
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from fastscore.models.bundle import save_bundle
+from fastscore.models.classifier import ClassifierConfig
+from fastscore.training.classifier import ClassifierTrainer
 from fastscore.training.config import CONFIGS, TrainingConfig
 from fastscore.training.data import DATASETS
 from fastscore.training.trainer import LOG_EVERY, Trainer, plot_log
@@ -81,7 +83,8 @@ def train(args: argparse.Namespace, command: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     data = DATASETS[config.dataset](folder / f"{config.dataset}.npz")
     labels = None if config.classes is None else data.labels
-    trainer = Trainer(config, data.images, folder, labels=labels, device=args.device)
+    kind = ClassifierTrainer if isinstance(config.network, ClassifierConfig) else Trainer
+    trainer = kind(config, data.images, folder, labels=labels, device=args.device)
     if trainer.step:
         print(f"resuming {trainer.checkpoint} at update {trainer.step} of {config.steps}", flush=True)
 
@@ -101,7 +104,7 @@ def train(args: argparse.Namespace, command: str) -> int:
         finished = trainer.run(save_every=args.save_every, stop=lambda: bool(stopped), report=report)
 
     if trainer.step >= LOG_EVERY:
-        plot_log(folder / "loss.csv", folder / "loss.png", f"{config.name}: denoising score matching")
+        plot_log(folder / "loss.csv", folder / "loss.png", f"{config.name}: {trainer.objective}")
     if not finished:
         print(f"stopped at update {trainer.step}; the same command goes on from there", flush=True)
         return 128 + stopped[0]

@@ -1,8 +1,18 @@
-"""Training score networks: losses, weight averages, the trainer."""
+"""Training score networks and classifiers of noisy images: losses, weight averages, the trainer."""
 
+from fastscore.training.classifier import ClassifierTrainer, classification_loss
 from fastscore.training.config import CONFIGS, TrainingConfig
 from fastscore.training.ema import EMA
 from fastscore.training.losses import denoising_loss, draw_times
 from fastscore.training.trainer import Trainer
 
-__all__ = ["CONFIGS", "EMA", "Trainer", "TrainingConfig", "denoising_loss", "draw_times"]
+__all__ = [
+    "CONFIGS",
+    "EMA",
+    "ClassifierTrainer",
+    "Trainer",
+    "TrainingConfig",
+    "classification_loss",
+    "denoising_loss",
+    "draw_times",
+]

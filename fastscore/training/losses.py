@@ -36,30 +36,44 @@ def denoising_loss(
         predicts (of v: Salimans and Ho 2022, arXiv 2202.00512, section 4; of EDM's F: Karras et al. 2022, eq. 8).
     reduce_mean: mean over the elements of a sample; False: half their sum.
     """
-    if t.shape != x0.shape[:1]:
-        raise ValueError(f"t must have shape ({x0.shape[0]},), one time for every sample, got {tuple(t.shape)}")
-    if noise.shape != x0.shape:
-        raise ValueError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     convention = convention_of(network, sde) if convention is None else convention
 
-    def column(values: Tensor) -> Tensor:
-        return values.to(x0.device, x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
+    x, labels = noised(sde, x0, t, noise, convention)
 
-    alpha, sigma = sde.marginal(t)
-    x = column(alpha) * x0 + column(sigma) * noise
-    labels = convention.labels(sde, t)
-    labels = labels.to(x0.dtype) if labels.is_floating_point() else labels
+    def column(values: Tensor) -> Tensor:
+        return _per_sample(values, x0)
+
     output = network(column(convention.input_scale(sde, t)) * x, labels).to(x0.dtype)
     p, q = convention.coefficients(sde, t, "noise")
     error = (column(p) * x + column(q) * output - noise).square().flatten(1)
     loss = error.mean(1) if reduce_mean else 0.5 * error.sum(1)
     if weighting == "likelihood":
-        loss = loss * column(sde.diffusion(t).square() / sigma.square()).flatten()
+        loss = loss * column(sde.diffusion(t).square() / sde.sigma(t).square()).flatten()
     elif weighting == "prediction":
         loss = loss / column(q.square()).flatten()
     return loss
+
+
+def noised(sde: SDE, x0: Tensor, t: Tensor, noise: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
+    """The state alpha x0 + sigma noise at the times t (B,), and what a network is told of them.
+
+    Raises ValueError unless there is a time for every sample of x0 (B, ...), and the noise is of its shape.
+    """
+    if t.shape != x0.shape[:1]:
+        raise ValueError(f"t must have shape ({x0.shape[0]},), one time for every sample, got {tuple(t.shape)}")
+    if noise.shape != x0.shape:
+        raise ValueError(f"noise must have the shape of x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
+    alpha, sigma = sde.marginal(t)
+    labels = convention.labels(sde, t)
+    labels = labels.to(x0.dtype) if labels.is_floating_point() else labels
+    return _per_sample(alpha, x0) * x0 + _per_sample(sigma, x0) * noise, labels
+
+
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Values (B,) as factors of x (B, ...)."""
+    return values.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def draw_times(

@@ -38,6 +38,8 @@ class Trainer:
     must have been made with the same config, otherwise ValueError.
     """
 
+    objective = "denoising score matching"
+
     def __init__(
         self,
         config: TrainingConfig,
@@ -116,18 +118,9 @@ class Trainer:
             torch.manual_seed(_derived_seed(c.seed, "step", self.step))
             t = draw_times(c.batch, self.sde, eps=c.eps, stratified=c.stratified).to(self.device)
             noise = torch.randn(batch.shape).to(self.device).contiguous(memory_format=self.format)
-            network = self.model if self.labels is None else self._conditioned(self.labels[rows])
+            labels = None if self.labels is None else self.labels[rows]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == "bfloat16"):
-                loss = denoising_loss(
-                    network,
-                    self.sde,
-                    batch,
-                    t,
-                    noise,
-                    convention=c.convention,
-                    weighting=c.weighting,
-                    reduce_mean=c.reduce_mean,
-                ).mean()
+                loss = self._losses(batch, labels, t, noise).mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.grad_clip)
@@ -140,6 +133,21 @@ class Trainer:
         self.step += 1
         self.window.append(value)
         return value
+
+    def _losses(self, x0: Tensor, labels: Tensor | None, t: Tensor, noise: Tensor) -> Tensor:
+        """Of every image of a batch; labels, on the CPU, are None for a network without classes."""
+        c = self.config
+        network = self.model if labels is None else self._conditioned(labels)
+        return denoising_loss(
+            network,
+            self.sde,
+            x0,
+            t,
+            noise,
+            convention=c.convention,
+            weighting=c.weighting,
+            reduce_mean=c.reduce_mean,
+        )
 
     def _conditioned(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The model for some labels, a share of which is hidden from it."""
