@@ -7,10 +7,12 @@ from fastscore.likelihood import (
     BitsPerDim,
     Divergence,
     Likelihood,
+    VariationalBound,
     bits_per_dim,
     dequantize,
     divergence,
     log_likelihood,
+    variational_bound,
 )
 from fastscore.noise import Noise, PhiloxNoise, ReplayNoise, TorchNoise
 from fastscore.samplers import (
@@ -78,6 +80,7 @@ __all__ = [
     "SubVPSDE",
     "TorchNoise",
     "UniPCSampler",
+    "VariationalBound",
     "__version__",
     "accelerate",
     "available_backends",
@@ -92,4 +95,5 @@ __all__ = [
     "restore",
     "sampler",
     "samplers",
+    "variational_bound",
 ]

@@ -16,7 +16,7 @@ from fastscore.noise import Noise, as_noise
 from fastscore.samplers.base import check_count, check_number
 from fastscore.sde import SDE
 
-__all__ = ["BitsPerDim", "bits_per_dim", "dequantize", "in_bits"]
+__all__ = ["BitsPerDim", "bits_per_dim", "check_levels", "dequantize", "in_bits", "level_range"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def bits_per_dim(
     Raises:
         ValueError, TypeError: an argument does not fit, or data lies outside its range; the message names it.
     """
-    low, high = _range("bits_per_dim", data_range, bits)
+    low, high = level_range("bits_per_dim", data_range, bits)
     source = as_noise(seed, noise)
     if isinstance(x, Tensor) and not x.is_floating_point():
         x = dequantize(x, data_range=data_range, bits=bits, dtype=dtype, noise=source)
@@ -85,7 +85,7 @@ def bits_per_dim(
 
 def in_bits(log_density: Tensor, dims: int, data_range: Sequence[float], bits: int) -> Tensor:
     """Bits per dimension of a log-density in nats of `dims` dimensions on the scale of `data_range`."""
-    low, high = _range("in_bits", data_range, bits)
+    low, high = level_range("in_bits", data_range, bits)
     return -log_density / (dims * math.log(2)) + bits - math.log2(high - low)
 
 
@@ -111,25 +111,31 @@ def dequantize(
         ValueError, TypeError: an argument does not fit; the message names it.
     """
     op = "dequantize"
-    low, high = _range(op, data_range, bits)
-    if not isinstance(levels, Tensor):
-        _checks.wrong_type(op, "levels", "be a tensor of integers", type(levels).__name__)
-    if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
-        _checks.wrong_type(op, "levels", "be a tensor of integers", levels.dtype)
-    if levels.dim() == 0:
-        _checks.wrong_value(op, "levels", "have a batch dimension", "shape ()")
+    low, high = level_range(op, data_range, bits)
+    check_levels(op, "levels", levels, bits)
     if dtype not in _checks.FLOATING:
         _checks.wrong_type(op, "dtype", "be float32, float64, bfloat16 or float16", dtype)
-    if levels.numel():
-        least, most = (int(bound) for bound in torch.aminmax(levels.to(torch.int64)))
-        if least < 0 or most >= 2**bits:
-            _checks.wrong_value(op, "levels", f"lie in [0, 2^bits) = [0, {2**bits})", f"{least} to {most}")
     z = as_noise(seed, noise).normal(levels.shape, dtype=torch.float32, device=levels.device, draw=0)
     u = torch.special.ndtr(z.to(torch.float64))
     return (low + (high - low) * (levels + u) / 2**bits).to(dtype)
 
 
-def _range(op: str, data_range: Sequence[float], bits: int) -> tuple[float, float]:
+def check_levels(op: str, name: str, levels: object, bits: int) -> None:
+    """Raise unless levels are integers in [0, 2^bits), of shape (B, ...)."""
+    if not isinstance(levels, Tensor):
+        _checks.wrong_type(op, name, "be a tensor of integers", type(levels).__name__)
+    if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
+        _checks.wrong_type(op, name, "be a tensor of integers", levels.dtype)
+    if levels.dim() == 0:
+        _checks.wrong_value(op, name, "have a batch dimension", "shape ()")
+    if levels.numel():
+        least, most = (int(bound) for bound in torch.aminmax(levels.to(torch.int64)))
+        if least < 0 or most >= 2**bits:
+            _checks.wrong_value(op, name, f"lie in [0, 2^bits) = [0, {2**bits})", f"{least} to {most}")
+
+
+def level_range(op: str, data_range: Sequence[float], bits: int) -> tuple[float, float]:
+    """``(low, high)``; raises ValueError or TypeError for another range or depth."""
     check_count(op, "bits", bits, 1)
     if bits > 16:
         _checks.wrong_value(op, "bits", "be at most 16", bits)
