@@ -2,6 +2,7 @@
 
 from fastscore.control.classifier_free import ClassifierFreeGuidance
 from fastscore.control.colorization import Colorization
+from fastscore.control.dps import DPSGuidance
 from fastscore.control.guidance import ClassifierGuidance, Expert, LogLikelihoodGuidance, ScoreGuidance
 from fastscore.control.inpainting import Inpainting
 from fastscore.control.linear_guidance import LinearGuidance
@@ -13,6 +14,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Colorization",
+    "DPSGuidance",
     "Expert",
     "Inpainting",
     "LinearGuidance",

@@ -18,7 +18,7 @@ from fastscore.score import Convention, convention_of
 
 __all__ = [
     *("ClassifierGuidance", "Expert", "LogLikelihoodGuidance", "ScoreGuidance"),
-    *("check_network", "predicted"),
+    *("check_network", "gradient_through", "predicted"),
 ]
 
 
@@ -174,6 +174,20 @@ def predicted(
         raise ValueError("the network must be differentiable in x, got an output without gradient")
     p, q = (per_row(value, x) for value in read.coefficients(moment.sde, moment.t, target))
     return p * x + q * h
+
+
+def gradient_through(
+    network: Callable[[Tensor, Tensor], Tensor],
+    convention: Convention | None,
+    x: Tensor,
+    moment: Moment,
+    pull: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``(dD/dx)^T pull(D)`` at x (n, ...), where D is the clean image that the network predicts; like x."""
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x.clone().requires_grad_()
+        clean = predicted(network, convention, point, moment, "denoised")
+        return torch.autograd.grad(clean, point, pull(clean.detach()).to(clean.dtype))[0]
 
 
 def _gradient(owner: str, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

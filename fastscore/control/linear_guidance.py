@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from fastscore._checks import accumulation_dtype
-from fastscore.control.guidance import ScoreGuidance, check_network, predicted
+from fastscore.control.guidance import ScoreGuidance, check_network, gradient_through
 from fastscore.control.linear_operator import LinearOperator
 from fastscore.control.measurement import check_measurement, measurement_of_rows
 from fastscore.control.replacement import per_row
@@ -69,10 +68,10 @@ class LinearGuidance(ScoreGuidance):
         y = measurement_of_rows("LinearGuidance", self.operator, self.measurement, x, moment)
         alpha, sigma = (value.square() for value in moment.sde.marginal(moment.t))
         variance = sigma * self.data_std**2 / (sigma + alpha * self.data_std**2)
-        with torch.inference_mode(False), torch.enable_grad():
-            point = x.clone().requires_grad_()
-            clean = predicted(self.network, self.convention, point, moment, "denoised")
-            residual = (y - self.operator.forward(clean.detach())).to(accumulation_dtype(x.dtype))
+
+        def pull(clean: Tensor) -> Tensor:
+            residual = (y - self.operator.forward(clean)).to(accumulation_dtype(x.dtype))
             weights = self.operator.solve(residual, per_row(self.noise_std**2 / variance, residual))
-            pull = self.operator.adjoint(weights / per_row(variance, residual))
-            return torch.autograd.grad(clean, point, pull.to(clean.dtype))[0]
+            return self.operator.adjoint(weights / per_row(variance, residual))
+
+        return gradient_through(self.network, self.convention, x, moment, pull)

@@ -12,9 +12,13 @@ from fastscore.control import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
     Colorization,
+    DPSGuidance,
     Expert,
     Inpainting,
+    LinearGuidance,
+    LinearReplacement,
     LogLikelihoodGuidance,
+    grayscale,
 )
 from fastscore.samplers import Hook, describe, names
 from fastscore.testing.statistics import (
@@ -249,12 +253,15 @@ def test_guidance_works_in_inference_mode_and_keeps_the_dtype():
 
 
 def test_no_value_is_read_between_steps():
-    images = torch.zeros(4, 2, 1, 1)
+    images, gray = torch.zeros(4, 2, 1, 1), grayscale((2, 1, 1))
     hooks = [
         Inpainting(images, torch.tensor([True, False]).reshape(2, 1, 1)),
         Colorization(images[:, :1]),
         ClassifierGuidance(lambda x, times: x.flatten(1)[:, [0, 1, 0]], LABELS, 3),
         Expert(mixture_model(), 1.0, NOISE),
+        LinearReplacement(gray, images[:, :1]),
+        LinearGuidance(mixture_model(), gray, images[:, :1], convention=NOISE, noise_std=0.1, data_std=1.0),
+        DPSGuidance(mixture_model(), gray, images[:, :1], convention=NOISE, zeta=0.1),
     ]
     sampler = fastscore.sampler("dpmpp-2m", VP, guided(), steps=6)
     region, left, model = no_host_sync(), 6, sampler.model
