@@ -37,6 +37,7 @@ class GoldenCase:
         model: the name of the analytic network, for `golden_model`.
         scalars: counts and measured errors of the published code.
         meaning: tensor name -> what it holds.
+        seed: of torch's generator in the published run, where its draws can be had again from it.
     """
 
     id: str
@@ -48,6 +49,7 @@ class GoldenCase:
     scalars: dict[str, Any]
     sensitivity: dict[str, float]
     meaning: dict[str, str]
+    seed: int | None
     _keys: dict[str, tuple[str, int | None]] = field(repr=False)
 
     @cached_property
@@ -100,6 +102,7 @@ def _case(folder: Path, entry: dict[str, Any]) -> GoldenCase:
         scalars=entry.get("scalars", {}),
         sensitivity=entry.get("fp32_sensitivity", {}).get("max_abs_diff", {}),
         meaning={name: info["meaning"] for name, info in entry["tensors"].items()},
+        seed=entry.get("torch_seed"),
         _keys=keys,
     )
 

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,44 +12,18 @@ import fastscore
 from fastscore.compat import score_sde
 from fastscore.compat.score_sde.score import convention_of
 from fastscore.testing.golden import golden_model, load_cases, load_mixture
+from fastscore.testing.score_sde import make_sde, scaler_of, seeded
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "samplers"
 PC, ODE = load_cases(FOLDER, "score_sde_pc"), load_cases(FOLDER, "score_sde_ode")
 TABLES = load_cases(GOLDEN / "sde_tables", "score_sde")
-SEEDS = {
-    entry["id"]: entry["torch_seed"]
-    for name in ("pc", "ode")
-    for entry in json.loads((FOLDER / f"score_sde_{name}.json").read_text())["cases"]
-}
 SHAPE = (2, 3, 4, 4)
 SDES = (score_sde.VESDE, score_sde.VPSDE, score_sde.subVPSDE)
 
 
-def make(sde):
-    """The SDE of a case."""
-    arguments = {name: value for name, value in sde.items() if name not in ("cls", "T")}
-    return getattr(score_sde, sde["cls"])(**arguments)
-
-
 def identity(x):
     return x
-
-
-def scaler(case):
-    return identity if case.args["inverse_scaler"] == "identity" else lambda x: (x + 1) / 2
-
-
-def seeded(case):
-    """Set the published seed; the state of the generator after the draws of the run, which give the recorded noise."""
-    torch.manual_seed(SEEDS[case.id])
-    if "noise" in case.tensors:
-        for noise in case.tensors["noise"]:
-            # the logarithm and cosine of another instruction set round otherwise
-            torch.testing.assert_close(torch.randn(*noise.shape), noise, rtol=0, atol=5e-6)
-    after = torch.get_rng_state()
-    torch.manual_seed(SEEDS[case.id])
-    return after
 
 
 def network(x, labels):
@@ -62,11 +35,11 @@ def test_pc_sampler_equals_published(case):
     args, model, after = case.args, golden_model(case, load_mixture(FOLDER)), seeded(case)
     model.record = True
     sampler = score_sde.get_pc_sampler(
-        make(args["sde"]),
+        make_sde(args["sde"]),
         args["shape"],
         score_sde.get_predictor(args["predictor"]),
         score_sde.get_corrector(args["corrector"]),
-        scaler(case),
+        scaler_of(case),
         args["snr"],
         n_steps=args["n_steps"],
         probability_flow=args["probability_flow"],
@@ -98,9 +71,9 @@ OTHER_STEPS = "ode.subvp.rtol1e-05.atol1e-05.eps0.001"
 def test_ode_sampler_equals_published(case):
     args, model, after = case.args, golden_model(case, load_mixture(FOLDER)), seeded(case)
     sampler = score_sde.get_ode_sampler(
-        make(args["sde"]),
+        make_sde(args["sde"]),
         args["shape"],
-        scaler(case),
+        scaler_of(case),
         denoise=args["denoise"],
         rtol=args["rtol"],
         atol=args["atol"],
@@ -122,7 +95,7 @@ def test_ode_sampler_equals_published(case):
 
 @pytest.mark.parametrize("case", TABLES, ids=str)
 def test_sdes_equal_published_tables(case):
-    sde, table = make(case.args["sde"]), case.tensors
+    sde, table = make_sde(case.args["sde"]), case.tensors
     t, x = table["t"], table["x"]
     ones = torch.ones_like(x)
     close = {"rtol": 1e-6, "atol": 1e-7}

@@ -1,8 +1,9 @@
 """Sampling of score_sde_pytorch (yang-song/score_sde_pytorch, commit cb1f359) on this engine: its names, its numbers.
 
-``from fastscore.compat.score_sde import ...`` takes the place of imports from its ``sde_lib``, ``sampling`` and
-``models.utils``. Under one `torch.manual_seed` the samples are the published ones up to rounding: the prior is drawn on
-the CPU, what follows on the device, in the published order. ``model(x, labels)`` is the raw network.
+``from fastscore.compat.score_sde import ...`` takes the place of imports from its ``sde_lib``, ``sampling``,
+``likelihood``, ``controllable_generation`` and ``models.utils``. Under one `torch.manual_seed` the samples are the
+published ones up to rounding: the prior is drawn on the CPU, what follows on the device, in the published order.
+``model(x, labels)`` is the raw network.
 
 What is known to be odd in the published code, and what is done here:
 
@@ -10,6 +11,10 @@ What is known to be odd in the published code, and what is done here:
 * the corrector of VP takes ``1 - beta_i`` for alpha, where the paper prints the cumulative product: kept;
 * a PC sampler reports ``N (n_steps + 1)`` network calls whatever predictor and corrector are: kept, as it is reported;
 * Langevin norms, and the error norm of the ODE solver, are taken over the whole batch: kept;
+* inpainting and colorization start from the known image without noise, noise it to the time of the step before, and at
+  the end take the noise out of the known part alone; colorization takes the red channel, where it means the gray
+  coordinate, out of the prior: kept, as samples show it, and not in `fastscore.control`;
+* the likelihood calls the network twice per evaluation: here once;
 * `EulerMaruyamaPredictor` stops with probability_flow: works here;
 * the correctors stop with sub-VP: work here, with ``alpha = exp(-beta(t) / N)``;
 * the tables of VE are not found from times on a GPU: works here;
@@ -24,6 +29,7 @@ Other predictors and correctors than the published ones, and other ODE methods t
 Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv 2011.13456.
 """
 
+from fastscore.compat.score_sde.controllable_generation import get_pc_colorizer, get_pc_inpainter
 from fastscore.compat.score_sde.correctors import (
     AnnealedLangevinDynamics,
     Corrector,
@@ -31,6 +37,7 @@ from fastscore.compat.score_sde.correctors import (
     NoneCorrector,
     get_corrector,
 )
+from fastscore.compat.score_sde.likelihood import get_likelihood_fn
 from fastscore.compat.score_sde.predictors import (
     AncestralSamplingPredictor,
     EulerMaruyamaPredictor,
@@ -58,7 +65,10 @@ __all__ = [
     "ReverseDiffusionPredictor",
     "ReverseSDE",
     "get_corrector",
+    "get_likelihood_fn",
     "get_ode_sampler",
+    "get_pc_colorizer",
+    "get_pc_inpainter",
     "get_pc_sampler",
     "get_predictor",
     "get_sampling_fn",

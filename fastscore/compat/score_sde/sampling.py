@@ -24,7 +24,9 @@ from fastscore.samplers.predictors import reverse_diffusion
 from fastscore.samplers.table import Table
 from fastscore.score import Convention
 
-__all__ = ["get_ode_sampler", "get_pc_sampler", "get_sampling_fn"]
+__all__ = [
+    *("DriftAsScore", "check_sde", "get_ode_sampler", "get_pc_sampler", "get_sampling_fn", "pc_engine", "with_model"),
+]
 
 PCFunction = Callable[[Model], tuple[Tensor, int]]
 Result = tuple[Tensor, AdaptiveInfo]
@@ -112,10 +114,33 @@ def get_pc_sampler(
     """
     owner = "get_pc_sampler"
     shape, place = _checked(owner, sde, shape, inverse_scaler, device)
+    prepared = pc_engine(owner, sde, predictor, corrector, snr, n_steps, probability_flow, continuous, denoise, eps)
+
+    def pc_sampler(model: Model) -> tuple[Tensor, int]:
+        sampler = with_model(owner, prepared, model)
+        x = cast(Tensor, sampler.sample(sde.prior_sampling(shape).to(place), noise=TorchNoise()))
+        return inverse_scaler(x), sde.N * (n_steps + 1)
+
+    return pc_sampler
+
+
+def pc_engine(
+    owner: str,
+    sde: SDE,
+    predictor: type[Predictor] | str | None,
+    corrector: type[Corrector] | str | None,
+    snr: float,
+    n_steps: int,
+    probability_flow: bool,
+    continuous: bool,
+    denoise: bool,
+    eps: float,
+) -> PCSampler:
+    """The sampler of `get_pc_sampler`, whose arguments these are, without a network."""
     predict, correct = as_predictor(owner, predictor), as_corrector(owner, corrector)
     predict(sde, _unused, probability_flow)
     check_count(owner, "n_steps", n_steps, 0)
-    prepared = PCSampler(
+    return PCSampler(
         sde.engine,
         _unused,
         predict.row,
@@ -129,13 +154,12 @@ def get_pc_sampler(
         convention=convention_of(sde, continuous),
     )
 
-    def pc_sampler(model: Model) -> tuple[Tensor, int]:
-        sampler = copy.copy(prepared)  # with its table
-        sampler.model = checked_model(owner, model)
-        x = cast(Tensor, sampler.sample(sde.prior_sampling(shape).to(place), noise=TorchNoise()))
-        return inverse_scaler(x), sde.N * (n_steps + 1)
 
-    return pc_sampler
+def with_model(owner: str, prepared: PCSampler, model: Model) -> PCSampler:
+    """The sampler, with its table, around a network."""
+    sampler = copy.copy(prepared)
+    sampler.model = checked_model(owner, model)
+    return sampler
 
 
 def get_ode_sampler(
@@ -196,7 +220,7 @@ def get_ode_sampler(
     return ode_sampler
 
 
-class _Drift:
+class DriftAsScore:
     """The score for which the engine, in float64, has the drift of the ODE as computed in float32.
 
     Which steps the solver takes depends on that rounding.
@@ -229,7 +253,7 @@ class _LastStep(FixedStepSampler):
 def _solver(sde: SDE, model: Model, rtol: float, atol: float, eps: float) -> RK45Sampler:
     return RK45Sampler(
         sde.engine,
-        _Drift(sde, model),
+        DriftAsScore(sde, model),
         rtol=rtol,
         atol=atol,
         norm="batch",
@@ -243,10 +267,7 @@ def _checked(
     owner: str, sde: SDE, shape: Sequence[int], inverse_scaler: object, device: torch.device | str
 ) -> tuple[tuple[int, ...], torch.device]:
     """Shape and device, of arguments that are accepted."""
-    if not isinstance(sde, SDE):
-        raise TypeError(f"{owner}: sde must be an SDE of fastscore.compat.score_sde, got {type(sde).__name__}")
-    if not callable(inverse_scaler):
-        raise TypeError(f"{owner}: inverse_scaler must be callable, got {type(inverse_scaler).__name__}")
+    check_sde(owner, sde, inverse_scaler)
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
         raise ValueError(f"{owner}: shape must be (B, ...) in integers >= 0, got {shape!r}")
@@ -254,6 +275,14 @@ def _checked(
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{owner}: device must be one that torch sees, got {str(device)!r} without a CUDA device")
     return sizes, place
+
+
+def check_sde(owner: str, sde: object, inverse_scaler: object) -> None:
+    """Raise unless these are an SDE of ours and a function."""
+    if not isinstance(sde, SDE):
+        raise TypeError(f"{owner}: sde must be an SDE of fastscore.compat.score_sde, got {type(sde).__name__}")
+    if not callable(inverse_scaler):
+        raise TypeError(f"{owner}: inverse_scaler must be callable, got {type(inverse_scaler).__name__}")
 
 
 def _unused(x: Tensor, labels: Tensor) -> Tensor:
