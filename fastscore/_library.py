@@ -28,6 +28,7 @@ from fastscore.reference.hutchinson import hutchinson as _hutchinson
 from fastscore.reference.hutchinson import hutchinson_probe as _hutchinson_probe
 from fastscore.reference.langevin_step import langevin_step as _langevin_step
 from fastscore.reference.linear_step import linear_step as _linear_step
+from fastscore.reference.masked_replace import masked_replace as _masked_replace
 from fastscore.reference.philox import philox_normal as _philox_normal
 from fastscore.reference.philox import philox_rademacher as _philox_rademacher
 from fastscore.reference.resample import resample_to as _resample_to
@@ -153,6 +154,29 @@ def _linear_step_(x: Tensor, *rest: Any) -> None:
 
 define(f"linear_step(Tensor x, {_LINEAR_STEP}) -> Tensor", lambda x, *_: like(x), _linear_step_out, "linear_step")
 define(f"linear_step_(Tensor(a!) x, {_LINEAR_STEP}) -> ()", lambda x, *_: None, _linear_step_, "linear_step")
+
+# ------------------------------------------------------------------------------------------------- masked_replace
+
+
+def _masked_replace_(
+    x: Tensor,
+    known: Tensor,
+    mask: Tensor,
+    coefficients: Tensor,
+    noise: Tensor | None,
+    rng: Tensor | None,
+    samples: Tensor | None,
+) -> None:
+    x.copy_(_masked_replace(x, known, mask, coefficients, noise=noise, rng=rng, samples=samples))
+
+
+define(
+    "masked_replace_(Tensor(a!) x, Tensor known, Tensor mask, Tensor coefficients, Tensor? noise, Tensor? rng, "
+    "Tensor? samples) -> ()",
+    lambda x, *_: None,
+    _masked_replace_,
+    "masked_replace",
+)
 
 # ------------------------------------------------------------------------------------------------- langevin_step
 

@@ -61,6 +61,13 @@ def _linear_step(dtype: torch.dtype, last: bool, noise: str) -> None:
     _kernel("linear_step")(x, [_state(dtype, last)] * 2, _coefficients(4, dtype), given, rng, samples)
 
 
+def _masked_replace(dtype: torch.dtype, last: bool, noise: str) -> None:
+    x, known = _state(dtype, last), _state(dtype, last)
+    rng, samples = _drawn() if noise == "drawn" else (None, None)
+    mask = _state(torch.bool, last)
+    _kernel("masked_replace", "masked_replace_")(x, known, mask, _coefficients(2, dtype), None, rng, samples)
+
+
 def _solver_step(dtype: torch.dtype, last: bool, noise: str) -> None:
     x, h, exponent = (_state(dtype, last) for _ in range(3))
     rng, samples = _drawn() if noise == "drawn" else (None, None)
@@ -134,6 +141,8 @@ def _specimens() -> Iterator[Specimen]:
             for noise in ("drawn", "none"):
                 call = partial(_linear_step, dtype, last, noise)
                 yield Specimen(f"linear_step {name} {layout} noise {noise}", call, vector=not last)
+                call = partial(_masked_replace, dtype, last, noise)  # what is not marked is not touched: single words
+                yield Specimen(f"masked_replace {name} {layout} noise {noise}", call, vector=False)
                 call = partial(_solver_step, dtype, last, noise)
                 yield Specimen(f"solver_step {name} {layout} noise {noise}", call, vector=not last)
             for noise in ("drawn", "given"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastscore._checks import is_state, same_device, wrong_type, wrong_value
-from fastscore.control.replacement import per_row
+from fastscore._checks import accumulation_dtype, is_state, same_device, wrong_type, wrong_value
+from fastscore.ops import masked_replace_
 from fastscore.samplers.hooks import Hook, Moment
 
 __all__ = ["Inpainting"]
@@ -38,20 +38,22 @@ class Inpainting(Hook):
         if mask.ndim > known.ndim or any(m not in (1, k) for m, k in zip(mask.shape[::-1], shape[::-1], strict=False)):
             wrong_value("Inpainting", "mask", f"broadcast to the shape of known, {tuple(shape)}", tuple(mask.shape))
         same_device("Inpainting", "mask", mask, known, "known")
-        self.mask = mask.expand(shape)
-        if not bool(torch.isfinite(known[self.mask]).all()):
+        rows = mask.shape[0] if mask.ndim == known.ndim else 1
+        self.mask = mask.expand(rows, *shape[1:]).contiguous()
+        if not bool(torch.isfinite(known[self.mask.expand(shape)]).all()):
             wrong_value("Inpainting", "known", "be finite where the mask is True", "NaN or infinity")
         self.known = known
 
     def before_step(self, x: Tensor, moment: Moment) -> Tensor:
         known = moment.of_rows(self.known, "Inpainting: known")
-        mask = moment.of_rows(self.mask, "Inpainting: mask")
         if known.shape[1:] != x.shape[1:]:
             accepted = f"have the shape of the state, {tuple(x.shape)}, or one row of it"
             wrong_value("Inpainting", "known", accepted, tuple(self.known.shape))
         same_device("Inpainting", "known", known, x, "the state")
-        alpha, sigma = (per_row(value, x) for value in moment.sde.marginal(moment.t))
-        return torch.where(mask, (alpha * known + sigma * moment.normal(x)).to(x.dtype), x)
+        mask = moment.of_rows(self.mask, "Inpainting: mask")
+        rows = torch.stack(moment.sde.marginal(moment.t), -1).to(accumulation_dtype(x.dtype))
+        image = known.to(x.dtype).expand_as(x)
+        return masked_replace_(x, image, mask.expand_as(x), rows, **moment.drawn(x))
 
     def at_end(self, samples: Tensor) -> Tensor:
         return torch.where(self.mask, self.known.to(samples.dtype), samples)

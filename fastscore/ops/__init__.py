@@ -7,6 +7,7 @@ from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.hutchinson import hutchinson, hutchinson_probe
 from fastscore.ops.langevin_step import langevin_step, langevin_step_
 from fastscore.ops.linear_step import linear_step, linear_step_
+from fastscore.ops.masked_replace import masked_replace_
 from fastscore.ops.philox import philox_normal, philox_rademacher
 from fastscore.ops.resample import resample
 from fastscore.ops.solver_step import solver_step, solver_step_
@@ -23,6 +24,7 @@ __all__ = [
     "langevin_step_",
     "linear_step",
     "linear_step_",
+    "masked_replace_",
     "philox_normal",
     "philox_rademacher",
     "resample",

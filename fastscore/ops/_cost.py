@@ -62,6 +62,12 @@ def _linear_step(args: tuple[Any, ...], _: Any) -> Cost:
     return Cost(2 * size(x) + size(history, noise), x.numel() * (1 + 2 * terms + drawn))
 
 
+def _masked_replace(args: tuple[Any, ...], _: Any) -> Cost:
+    x, known, mask, _, noise, rng, _ = args
+    drawn = 0 if rng is None else _NORMAL
+    return Cost(2 * size(x) + size(known, mask, noise), x.numel() * (3 + drawn))
+
+
 def _solver_step(args: tuple[Any, ...], result: Any, m: Tensor | None = None) -> Cost:
     x, h, history, _, exponent, noise, rng, _ = args
     kept = x if isinstance(result, tuple) else m
@@ -121,6 +127,7 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "resample": _resample,
     "linear_step": _linear_step,
     "linear_step_": _linear_step,
+    "masked_replace_": _masked_replace,
     "solver_step": _solver_step,
     "solver_step_": _solver_step,
     "langevin_step": _langevin_step,

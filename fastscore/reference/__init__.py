@@ -6,6 +6,7 @@ from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.hutchinson import hutchinson, hutchinson_probe
 from fastscore.reference.langevin_step import langevin_step
 from fastscore.reference.linear_step import linear_step
+from fastscore.reference.masked_replace import masked_replace
 from fastscore.reference.philox import philox_normal, philox_rademacher
 from fastscore.reference.resample import resample
 from fastscore.reference.solver_step import solver_step
@@ -18,6 +19,7 @@ __all__ = [
     "hutchinson_probe",
     "langevin_step",
     "linear_step",
+    "masked_replace",
     "philox_normal",
     "philox_rademacher",
     "resample",

@@ -67,7 +67,8 @@ class Hook:
     """Called by every sampler; override what is needed. What is returned replaces what came, None leaves it.
 
     `on_denoised` is called at every network call, also at those between two states of the sampler; the others at
-    states alone. A hook must treat every row of the batch by itself, and must not write into what it is given.
+    states alone. A hook must treat every row of the batch by itself, and must not write into what it is given, but
+    for the state before or after a step, which it may overwrite and return.
     """
 
     def before_step(self, x: Tensor, moment: Moment) -> Tensor | None:

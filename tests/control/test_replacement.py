@@ -18,6 +18,7 @@ from fastscore.control import (
     random_projection,
 )
 from fastscore.samplers import DynamicThresholding, Hook, Moment, describe, names
+from fastscore.testing.traffic import traffic_per_step
 
 NEEDED = {"langevin": {"step_size": 1e-4}, "annealed-langevin": {"step_size": 1e-5}}
 ADAPTIVE = [name for name in names() if describe(name).calls == "adaptive"]
@@ -145,6 +146,20 @@ def test_a_sample_does_not_depend_on_its_batchmates(name, hook):
         rows = slice(i, i + 1)
         alone = make(name, "vp").sample((1, *SHAPE[1:]), noise=PhiloxNoise(0, samples=[i]), hooks=[made(rows)])
         torch.testing.assert_close(alone, together[rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "moved"), [(3, 3.25), (1, 2.0)])
+def test_inpainting_is_one_pass_over_the_state(kept, moved):
+    """The state read and written, the images and their mask, a quarter as large, read; one image for all is no pass."""
+
+    def run(steps):
+        hooks = [Inpainting(KNOWN[:kept], MASK[:kept])]
+        make("ddim", "vp", steps=steps).sample(SHAPE, hooks=hooks)
+
+    moving = {name: traffic for name, (_, traffic) in traffic_per_step(run, KNOWN).by_op.items() if traffic}
+    assert moving.pop("fastscore::masked_replace_") == moved
+    without = traffic_per_step(lambda steps: make("ddim", "vp", steps=steps).sample(SHAPE), KNOWN)
+    assert sum(moving.values()) == without.moved
 
 
 def test_one_image_for_all_samples():

@@ -49,6 +49,7 @@ RNG = {"rng": torch.zeros(2, dtype=torch.int64), "samples": torch.arange(4)}
         (lambda: ops.linear_step(X, [X, X], torch.ones(4), **RNG), 4),
         (lambda: ops.linear_step(X, [X], torch.ones(3), noise=X), 4),
         (lambda: ops.linear_step_(X.clone(), [X], torch.ones(3), **RNG), 3),
+        (lambda: ops.masked_replace_(X.clone(), X, X > 0, torch.ones(2), **RNG), 3),
         (lambda: ops.solver_step(X, X, [X], torch.ones(8), **RNG), 5),
         (lambda: ops.solver_step_(X.clone(), X, [], torch.ones(7)), 3),
         (lambda: ops.solver_step_(X.clone(), X, [], torch.ones(7), m=X.clone()), 4),
