@@ -10,11 +10,12 @@ section 3.4 and appendices B to D.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from fastscore.noise import Noise
 
 __all__ = ["SDE", "VESDE", "VPSDE", "Discretization", "SubVPSDE"]
+
+AnySDE = TypeVar("AnySDE", bound="SDE")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,25 @@ class SDE(ABC):
     def prior_std(self) -> float:
         """Standard deviation of the prior, the Gaussian that the marginal at t = 1 is replaced by."""
 
+    def until(self: AnySDE, t: float) -> AnySDE:
+        """The same SDE on [0, t], for samplers that begin with a state at t and not with the prior.
+
+        Raises:
+            ValueError: t is not in (0, T].
+        """
+        if not 0 < t <= self.T:
+            raise ValueError(f"{type(self).__name__}.until: t must lie in (0, {self.T:g}], got {t!r}")
+        part = copy.copy(self)
+        object.__setattr__(part, "T", float(t))
+        return part
+
+    def check_prior(self, owner: str) -> None:
+        """Raise ValueError, in the name of `owner`, unless this SDE goes on to t = 1, where it has a prior."""
+        if type(self).T != self.T:
+            raise ValueError(
+                f"{owner}: sde must reach t = {type(self).T:g}, its prior, got one that ends at {self.T:g}"
+            )
+
     def alpha(self, t: float | Tensor) -> Tensor:
         """Factor of the data in the marginal ``x_t = alpha x_0 + sigma eps``."""
         return self.log_alpha(t).exp()
@@ -118,6 +140,7 @@ class SDE(ABC):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Draw x_1 of shape (B, ...) from the prior, by ``noise`` (draw number 0) or else by torch's generator."""
+        self.check_prior("prior_sample")
         if noise is None:
             z = torch.randn(tuple(shape), dtype=dtype, device=device)
         else:
@@ -126,6 +149,7 @@ class SDE(ABC):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats of x, shape (B, ...), under the prior: float64 of shape (B,)."""
+        self.check_prior("prior_log_prob")
         flat = x.to(torch.float64).reshape(x.shape[0], math.prod(x.shape[1:]))
         log_norm = 0.5 * flat.shape[1] * math.log(2 * math.pi * self.prior_std**2)
         return -0.5 * (flat / self.prior_std).square().sum(1) - log_norm

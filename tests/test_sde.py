@@ -7,7 +7,7 @@ import mpmath
 import pytest
 import torch
 
-from fastscore import VESDE, VPSDE, SubVPSDE
+from fastscore import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from fastscore.sde import chain_index
 from fastscore.testing.golden import load_cases
 
@@ -147,3 +147,20 @@ def test_times_may_be_floats_or_tensors_of_any_dtype():
 def test_bad_arguments(make_sde, message):
     with pytest.raises(ValueError, match=message):
         make_sde()
+
+
+@pytest.mark.parametrize("sde", [*SDES, DiscreteVPSDE.cosine(100)], ids=str)
+def test_a_part_of_the_time_is_the_same_sde(sde):
+    part = sde.until(0.5).until(0.4)
+    assert (part.T, sde.T, type(part)) == (0.4, 1.0, type(sde))
+    times = torch.tensor([0.02, 0.3, 0.4], dtype=torch.float64)
+    for name in ("alpha", "sigma", "drift_coefficient", "diffusion", "log_snr"):
+        assert torch.equal(getattr(part, name)(times), getattr(sde, name)(times))
+    for t in (0.0, 0.41, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"until: t must lie in \(0, 0\.4\]"):
+            part.until(t)
+    for needs_prior in (lambda: part.prior_sample((2, 3)), lambda: part.prior_log_prob(torch.zeros(2, 3))):
+        with pytest.raises(ValueError, match=r"sde must reach t = 1, its prior, got one that ends at 0\.4"):
+            needs_prior()
+    part.until(0.4)
+    sde.until(1.0).prior_sample((2, 3))

@@ -115,6 +115,7 @@ def variational_bound(
     check_choice(_OWNER, "variance", variance, VARIANCES)
     if not isinstance(sde, SDE):
         _checks.wrong_type(_OWNER, "sde", "be a fastscore SDE", type(sde).__name__)
+    sde.check_prior(_OWNER)
     if not callable(model):
         _checks.wrong_type(_OWNER, "model", "be callable as model(x, labels)", type(model).__name__)
     if convention is not None and not isinstance(convention, Convention):

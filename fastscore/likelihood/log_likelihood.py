@@ -111,6 +111,7 @@ def log_likelihood(
     check_choice(_OWNER, "mode", mode, MODES)
     if not isinstance(sde, SDE):
         _checks.wrong_type(_OWNER, "sde", "be a fastscore SDE", type(sde).__name__)
+    sde.check_prior(_OWNER)
     if not callable(model):
         _checks.wrong_type(_OWNER, "model", "be callable as model(x, labels)", type(model).__name__)
     if convention is not None and not isinstance(convention, Convention):

@@ -20,6 +20,7 @@ from fastscore.samplers.ode import ODE_METHODS, ODESampler
 from fastscore.samplers.plan import Plan, Step
 from fastscore.samplers.predictor_corrector import PCSampler
 from fastscore.samplers.predictors import PREDICTORS
+from fastscore.samplers.progressive import ProgressiveGeneration
 from fastscore.samplers.registry import describe, names, sampler
 from fastscore.samplers.rk45 import RK45Sampler
 from fastscore.samplers.row_network import RowNetwork
@@ -55,6 +56,7 @@ __all__ = [
     "PCSampler",
     "PIDController",
     "Plan",
+    "ProgressiveGeneration",
     "RK45Sampler",
     "RowNetwork",
     "SDEDPMSolver2SSampler",

@@ -51,7 +51,7 @@ class Sampler(ABC):
     """What all samplers share: the model and how to read it, and where sampling starts and stops.
 
     Args:
-        sde: the forward SDE.
+        sde: the forward SDE; ``sde.until(t)`` for a sampler that begins at t, with a state that it is given.
         model: called as ``model(x, labels)`` with x of shape (B, ...) and labels of shape (B,); returns a tensor of
             x's shape.
         eps: the time at which sampling stops; by default the SDE's published one (1e-5 for VE, 1e-3 for VP and sub-VP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,7 +64,10 @@ class ODESampler(FixedStepSampler):
         self.plan()
 
     def _tabulate(self, table: Table) -> None:
-        for node, after in itertools.pairwise(self._path):
+        self._follow(table, self._path)
+
+    def _follow(self, table: Table, path: Sequence[Node]) -> None:
+        for node, after in itertools.pairwise(path):
             stages, weights = ODE_METHODS["euler" if after.sigma == 0 else self.method]
             x, h = table.x, after.t - node.t
             slopes = [self._slope(table, x, node)]

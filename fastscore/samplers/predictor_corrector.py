@@ -75,11 +75,12 @@ class PCSampler(FixedStepSampler):
 
     def _tabulate(self, table: Table) -> None:
         n = self.steps
+        whole = round(n / self.sde.T)  # of the chain, which goes on to t = 1
         times = torch.linspace(self.sde.T, self.eps, n, dtype=torch.float64)
         grid = nodes(self.sde, times)
         correct, predict = CORRECTORS[self.corrector], PREDICTORS[self.predictor]
-        correction = None if correct is None else correct(self.sde, times, n, self.snr)
-        prediction = None if predict is None else predict(self.sde, times, n, self.probability_flow)
+        correction = None if correct is None else correct(self.sde, times, whole, self.snr)
+        prediction = None if predict is None else predict(self.sde, times, whole, self.probability_flow)
         if prediction is not None and self.denoise:
             prediction = prediction.denoised()
         corrections = correction.rows() if correction is not None else []

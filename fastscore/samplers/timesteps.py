@@ -57,7 +57,8 @@ def level_path(
             f"{owner}: spacing={spacing!r} counts the levels of a DiscreteVPSDE; {type(sde).__name__} takes "
             f"{', '.join(SPACINGS)}, or a floating-point tensor of times"
         )
-    chosen = timesteps(owner, spacing, sde.num_timesteps, steps, default_steps=default_steps, offset=offset)
+    there = max(round(sde.T * sde.num_timesteps), 1)
+    chosen = timesteps(owner, spacing, there, steps, default_steps=min(default_steps, there), offset=offset)
     grid = nodes(sde, sde.times(chosen))
     if grid[0].alpha == 0 and convention.prediction in ("noise", "score"):
         raise ValueError(

@@ -274,6 +274,10 @@ def test_bad_models_are_named():
     options = {"data_range": (-1, 1), "steps": 3}
     with pytest.raises(TypeError, match="sde must be a fastscore SDE, got str"):
         variational_bound("vp", Smooth(), LEVELS, **options)
+    with pytest.raises(
+        ValueError, match=r"variational_bound: sde must reach t = 1, its prior, got one that ends at 0\.5"
+    ):
+        variational_bound(SDES["vp"].until(0.5), Smooth(), LEVELS, **options)
     with pytest.raises(TypeError, match="model must be callable"):
         variational_bound(SDES["vp"], 3, LEVELS, **options)
     with pytest.raises(ValueError, match=r"with twice the channels of its input.* at variational_bound, t = 1"):
