@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _WEIGHTS = Path(__file__).parent / "weights"
-_BUNDLED = ("mnist32",)
+_BUNDLED = ("mnist32", "mnist32-classifier")
 
 
 def names() -> list[str]:
@@ -61,6 +61,8 @@ def load(name: str, *, device: torch.device | str = "cpu") -> ScoreNetwork:
     """A trained model that comes with the package, in eval mode, with float32 parameters.
 
     "mnist32": DDPM++ of 1.3 million parameters for MNIST digits padded to (1, 32, 32) in [-1, 1], VP SDE.
+    "mnist32-classifier": `Classifier` of 0.1 million parameters for such digits noised by that SDE, for
+        `fastscore.control.ClassifierGuidance`.
 
     It carries `.sde`, `.convention`, `.shape` (C, H, W), `.config` and `.card` (seed and command of the training).
     Raises ValueError for a name that is not in `names()`.
