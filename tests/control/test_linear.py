@@ -5,7 +5,7 @@ import torch
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, PhiloxNoise
-from fastscore.control import LinearGuidance, LinearOperator, averaging, matrix
+from fastscore.control import LinearGuidance, LinearOperator, averaging, masking, matrix
 from fastscore.samplers import Hook
 from fastscore.testing.statistics import AnalyticModel, Gaussian, assert_same_law, ve_perturbation, vp_perturbation
 
@@ -16,6 +16,7 @@ MATRIX = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().man
 SENSING = matrix(MATRIX, SHAPE)
 OPERATORS = {
     "averaging": averaging(2, SHAPE),
+    "masking": masking(MEAN.cos() < 0.97),
     "sensing": SENSING,
     "conjugate gradients": LinearOperator(SENSING.forward, SENSING.adjoint, SHAPE, iterations=6),
 }
@@ -72,14 +73,21 @@ def test_the_guided_score_is_that_of_the_posterior(operator, sde, prediction):
     assert checked == list(range(6))
 
 
-@pytest.mark.parametrize("kind", ["averaging", "sensing"])
-@pytest.mark.parametrize("name", ["dpmpp-2m", "edm"])
-def test_samples_have_the_law_of_the_posterior(kind, name):
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("averaging", "ddim", {"steps": 300}),
+        ("masking", "dpmpp-2m", {"steps": 60}),
+        ("sensing", "edm", {"steps": 60}),
+        ("sensing", "pc", {"steps": 300}),
+        ("sensing", "rk45", {"rtol": 1e-4, "atol": 1e-4}),
+    ],
+)
+def test_samples_have_the_law_of_the_posterior(kind, name, options):
     """Mean and covariance in closed form."""
-    operator = OPERATORS[kind]
+    operator, model = OPERATORS[kind], network("vp")
     y = measurements(operator, 1)
-    model = network("vp")
-    sampler = fastscore.sampler(name, VPSDE(), model, steps=60, eps=1e-4)
+    sampler = fastscore.sampler(name, VPSDE(), model, eps=1e-4, **options)
     x = sampler.sample((2000, *SHAPE), dtype=torch.float64, hooks=[guidance(model, operator, y)])
     assert_same_law(x, posterior(operator, y[0]), name)
 
