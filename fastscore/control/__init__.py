@@ -9,6 +9,7 @@ from fastscore.control.linear_guidance import LinearGuidance
 from fastscore.control.linear_operator import LinearOperator
 from fastscore.control.linear_replacement import LinearReplacement
 from fastscore.control.operators import averaging, grayscale, masking, matrix, random_projection
+from fastscore.control.resampling import Resampling
 
 __all__ = [
     "ClassifierFreeGuidance",
@@ -21,6 +22,7 @@ __all__ = [
     "LinearOperator",
     "LinearReplacement",
     "LogLikelihoodGuidance",
+    "Resampling",
     "ScoreGuidance",
     "averaging",
     "grayscale",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
-from fastscore.samplers.base import FixedStepSampler, check_choice, check_count
+from fastscore.samplers.base import FixedStepSampler, check_choice
 from fastscore.samplers.grid import Node
 from fastscore.samplers.table import Expression, Table
 from fastscore.samplers.timesteps import level_path
@@ -39,12 +39,9 @@ class DDPMSampler(FixedStepSampler):
             ``"learned_range"``: between the two in the logarithm, at ``(v + 1) / 2`` of the way, where the network
             returns v in C channels after the first C.
         denoise: the last step leads to the clean image; else to `eps`, with noise.
-        resamplings: how often every `jump` steps are made, >= 1: the forward process leads back to where they began,
-            and they are made again, so that what is generated can adapt to what `fastscore.control.Inpainting` keeps.
-        jump: number of steps that are made again, >= 1. Published: 10 resamplings of 10 of 250 steps.
 
     Source: Ho et al., arXiv 2006.11239, eq. 6, 7 and 11; ``"learned_range"``: Nichol and Dhariwal, arXiv 2102.09672,
-    eq. 15; resampling: Lugmayr et al., arXiv 2201.09865 (RePaint), section 4.2 and appendix B.
+    eq. 15.
     """
 
     def __init__(
@@ -57,17 +54,13 @@ class DDPMSampler(FixedStepSampler):
         offset: int = 0,
         variance: str = "fixed_small",
         denoise: bool = True,
-        resamplings: int = 1,
-        jump: int = 10,
         eps: float | None = None,
         clip: float | None = None,
         convention: Convention | None = None,
     ) -> None:
         super().__init__(sde, model, steps=1 if steps is None else steps, eps=eps, clip=clip, convention=convention)
         check_choice("DDPMSampler", "variance", variance, ("fixed_small", "fixed_large", "learned_range"))
-        check_count("DDPMSampler", "resamplings", resamplings, 1)
-        check_count("DDPMSampler", "jump", jump, 1)
-        self.variance, self.denoise, self.resamplings, self.jump = variance, bool(denoise), resamplings, jump
+        self.variance, self.denoise = variance, bool(denoise)
         every = sde.num_timesteps if isinstance(sde, DiscreteVPSDE) else 1000
         self._path = level_path(
             "DDPMSampler", sde, self.convention, spacing, steps,
@@ -77,16 +70,7 @@ class DDPMSampler(FixedStepSampler):
         self.plan()
 
     def _tabulate(self, table: Table) -> None:
-        for first in range(0, self.steps, self.jump):
-            piece = self._path[first : first + self.jump + 1]
-            for time in range(self.resamplings):
-                if time:
-                    a, b = piece[0].transition(piece[-1])
-                    table.step(a * table.x, piece[0], noise=b, name="resampling")
-                self._descend(table, piece)
-
-    def _descend(self, table: Table, path: Sequence[Node]) -> None:
-        for node, after in itertools.pairwise(path):
+        for node, after in itertools.pairwise(self._path):
             mean, b = posterior_mean(table, node, after)
             exponent, noise = None, b if self.variance == "fixed_large" else b * after.sigma / node.sigma
             if after.sigma == 0:
