@@ -56,7 +56,10 @@ def network(args: argparse.Namespace) -> Iterator[tuple[models.ScoreNetwork, str
     with fastscore.backend(args.backend) if hasattr(args, "backend") else nullcontext():
         running = _backend.resolve(device)
         load = models.load_bundle if args.model.endswith(".safetensors") else models.load
-        yield load(args.model).to(device), running
+        model = load(args.model).to(device)
+        if isinstance(model, models.Classifier):
+            raise UsageError(f"--model: {args.model} is a classifier, not a score network")
+        yield model, running
 
 
 def _device(name: str) -> torch.device:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 import fastscore
-from fastscore import models
 from fastscore._output import writer
 from fastscore.cli._arguments import UsageError, add_network, network, positive
+from fastscore.cli._classes import add_class, conditioned
+from fastscore.samplers import Hook
 
 
 def add_to(commands: Any) -> None:
@@ -44,6 +45,7 @@ def add_to(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="an option of the sampler, as in --option eta=0.5; `fastscore samplers NAME` lists them; can be repeated",
     )
+    add_class(add)
     add("--num", type=positive, default=64, help="number of images")
     sample.set_defaults(run=_run)
 
@@ -54,11 +56,12 @@ def _run(args: argparse.Namespace) -> None:
     with network(args) as (model, running):
         assert model.sde is not None  # every model of a file has one
         try:
-            sampler = fastscore.sampler(args.sampler, model.sde, model, **options)
+            network_of_class, hooks = conditioned(args, model)
+            sampler = fastscore.sampler(args.sampler, model.sde, network_of_class, **options)
         except TypeError as error:
             raise UsageError(str(error)) from None
         start = time.perf_counter()
-        samples, calls = _draw(sampler, model, args.num, args.batch, args.seed)
+        samples, calls = _draw(sampler, model.shape, args.num, args.batch, args.seed, hooks)
         seconds = time.perf_counter() - start
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
     settings |= {"fastscore": fastscore.__version__, "nfe": calls, "backend": running}
@@ -92,7 +95,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(
-    sampler: fastscore.Sampler, model: models.ScoreNetwork, num: int, batch: int, seed: int
+    sampler: fastscore.Sampler, shape: tuple[int, ...], num: int, batch: int, seed: int, hooks: list[Hook]
 ) -> tuple[Tensor, int | float]:
     """Samples 0 ... num - 1 of the seed, `batch` at a time, and how often the network was called for one of them."""
     from tqdm import tqdm
@@ -106,7 +109,7 @@ def _draw(
             rows = range(first, min(first + batch, num))
             noise = fastscore.PhiloxNoise(seed, samples=rows)
             x, info = sampler.sample(
-                (len(rows), *model.shape), noise=noise, callback=lambda *_: bar.update(), return_info=True
+                (len(rows), *shape), noise=noise, hooks=hooks, callback=lambda *_: bar.update(), return_info=True
             )
             parts.append(x.cpu())
             calls += int(torch.as_tensor(info.nfe).expand(len(rows)).sum())
