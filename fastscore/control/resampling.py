@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastscore._checks import wrong_type, wrong_value
 from fastscore.noise import Noise
-from fastscore.samplers.base import FixedStepSampler, check_count
+from fastscore.samplers.base import FixedStepSampler, Sampler, check_count
 from fastscore.samplers.grid import CLEAN, Node, nodes
 from fastscore.samplers.plan import LINEAR, Plan, Step
 from fastscore.samplers.table import Table
@@ -36,7 +36,7 @@ class Resampling(FixedStepSampler):
     the 250 steps of DDPM.
     """
 
-    def __init__(self, sampler: FixedStepSampler, *, resamplings: int = 10, jump: int = 10) -> None:
+    def __init__(self, sampler: Sampler, *, resamplings: int = 10, jump: int = 10) -> None:
         if not isinstance(sampler, FixedStepSampler):
             wrong_type("Resampling", "sampler", "be a sampler with fixed steps", type(sampler).__name__)
         super().__init__(
