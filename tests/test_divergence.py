@@ -1,7 +1,11 @@
 """The divergence of vector fields whose Jacobian is known, exactly and by random probes."""
 
+from collections import Counter
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore
 from fastscore import PhiloxNoise, ReplayNoise, divergence
@@ -240,3 +244,70 @@ def test_bad_fields_and_states_are_named(mode):
     if mode == "vjp":
         with pytest.raises(ValueError, match="field must depend on x by operations that autograd sees"):
             divergence(lambda x: x.detach().sin(), x, mode=mode)
+
+
+class Convolved(torch.nn.Module):
+    """Convolutions of every kind that tangents go through, one of them with weights that depend on x."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"dtype": torch.float64}
+        self.one = torch.nn.Conv1d(2, 4, 3, padding="same", dilation=2, **options)
+        self.two = torch.nn.Conv2d(2, 2, (1, 3), padding=(0, 1), groups=2, **options)
+        self.three = torch.nn.Conv3d(2, 1, 1, bias=False, **options)
+
+    def forward(self, x):
+        h = self.one(x).tanh().unflatten(1, (2, 2))
+        h = self.two(h).sin().unsqueeze(2).expand(-1, -1, 2, -1, -1)
+        h = self.three(h)[:, 0]
+        own = torch.cat([F.conv1d(x[i : i + 1], x[i].mean(1).reshape(1, 2, 1)) for i in range(len(x))])
+        return h[:, 0] + own
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_convolutions_in_forward_mode(method):
+    torch.manual_seed(0)
+    net, x = Convolved(), samples(2, 2, 5)
+    for probes in (1, 3):
+        reverse, forward = (divergence(net, x, method=method, mode=mode, probes=probes, seed=2) for mode in MODES)
+        torch.testing.assert_close(forward.value, net(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(forward.products, reverse.products, rtol=1e-11, atol=1e-11)
+
+
+class Convolutions(TorchDispatchMode):
+    """Rows that go through convolutions, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("convolution", "convolution_backward"):
+            self.rows[name] += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_no_convolution_too_many(probes):
+    """Through a U-Net with attention: one for the value, one for each probe; none of zeros, none twice."""
+    model = fastscore.models.load("mnist32")
+    layers = sum(isinstance(layer, torch.nn.Conv2d) for layer in model.modules())
+    x, label = samples(1, 1, 32, 32, dtype=torch.float32), torch.tensor([500.0])
+    for mode in MODES:
+        with Convolutions() as seen:
+            divergence(lambda x: model(x, label), x, mode=mode, probes=probes)
+        if mode == "jvp":
+            assert seen.rows == {"convolution": layers * (1 + probes)}
+        else:
+            assert seen.rows == {"convolution": layers, "convolution_backward": layers * probes}
+
+
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_large_states_take_a_backward_pass_each(method):
+    """The same numbers as all vectors in one."""
+    x = samples(2, 100 if method == "exact" else 10_000)
+    options = {"method": method, "probes": 2, "seed": 3}
+    reverse, forward = (divergence(curved, x, mode=mode, **options) for mode in MODES)
+    assert 2**14 // x.numel() < (100 if method == "exact" else 2)
+    torch.testing.assert_close(reverse.products, forward.products, rtol=1e-9, atol=1e-9)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastscore import _checks
+from fastscore.likelihood.constant_weights import ConstantWeights
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import Noise, as_noise
 
@@ -17,6 +19,7 @@ __all__ = ["MODES", "Divergence", "check_output", "divergence", "estimate", "sta
 
 Field = Callable[[Tensor], Tensor]
 MODES = ("vjp", "jvp")
+_CACHED = 2**14  # elements of a backward pass beyond which a CPU is faster with the next ones in a pass of their own
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def divergence(
             ``"hutch++"``: the trace exactly on the range of J times K sketching probes, and estimated by K more outside
             of it (Meyer et al., arXiv 2010.09649, algorithm 1): 3 K products, exact from K = D on.
         mode: how products with the Jacobian are made. ``"vjp"``: one call of the field with a tape, then a batched
-            backward pass; ``"jvp"``: the value and all tangents together in forward mode, without a tape, so that
-            memory does not grow with the depth of a network. "hutch++" needs two passes in turn: two backward passes
+            backward pass, or on a CPU several where the state is large; ``"jvp"``: the value and all tangents together
+            in forward mode, without a tape, so that memory does not grow with the depth of a network. "hutch++" needs two passes in turn: two backward passes
             after one call of the field, or two calls in forward mode.
         probes: K, at least 1; ignored by "exact".
         kind: ``"rademacher"`` or ``"gaussian"``; ignored by "exact".
@@ -129,12 +132,20 @@ class _Reverse:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         self._left -= 1
+        at_once = len(vectors)
+        if vectors.is_cpu:
+            at_once = max(1, _CACHED // max(self._x.numel(), 1))
+        parts = vectors.split(at_once)
+        products = [self._part(part, keep=self._left > 0 or part is not parts[-1]) for part in parts]
+        return products[0] if len(products) == 1 else torch.cat(products)
+
+    def _part(self, vectors: Tensor, keep: bool) -> Tensor:
         several = len(vectors) > 1
         (products,) = torch.autograd.grad(
             self._output,
             self._x,
             vectors if several else vectors[0],
-            retain_graph=self._left > 0,
+            retain_graph=keep,
             is_grads_batched=several,
             materialize_grads=True,
         )
@@ -152,10 +163,13 @@ class _Forward:
         def along(vector: Tensor) -> tuple[Tensor, Tensor]:
             return torch.func.jvp(self._checked, (self._x,), (vector,))[:2]
 
-        if len(vectors) == 1:
-            self.value, product = along(vectors[0])
-            return product[None]
-        value, products = torch.func.vmap(along)(vectors)
+        with ConstantWeights():
+            if len(vectors) == 1:  # without torch.func, whose bookkeeping takes as long as some layers
+                with forward_ad.dual_level():
+                    output = self._checked(forward_ad.make_dual(self._x, vectors[0]))
+                    self.value, product = forward_ad.unpack_dual(output)
+                return torch.zeros_like(vectors) if product is None else product[None]
+            value, products = torch.func.vmap(along)(vectors)
         self.value = value[0]  # the value has no part in the map: its first dimension is an expanded one
         return products
 

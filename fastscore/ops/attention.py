@@ -309,7 +309,14 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return _unfolded(info.batch_size, _Pair.apply(*_folded(info.batch_size, in_dims[:8], args[:8]), *args[8:]))
+        results, dims = _unfolded(
+            info.batch_size, _Pair.apply(*_folded(info.batch_size, in_dims[:8], args[:8]), *args[8:])
+        )
+        if any(dim is not None for dim in in_dims[:4]):
+            return results, dims
+        # tangents alone are mapped: the value is one, and whatever follows works on one
+        y, y_t, *kept = results
+        return (y[0], y_t, *(r if r.dim() == 1 else r[0] for r in kept)), (None, 0, None, None)
 
 
 def _gradients(

@@ -289,6 +289,8 @@ class _Fold:
         if dim is None:
             if value.dim() == 1 and not rows:
                 return value
+            if value.dim() > 2:
+                return torch.cat([value] * self.count)  # in the memory format of one
             value = value.expand(self.count, *value.shape)
         else:
             value = value.movedim(dim, 0)
