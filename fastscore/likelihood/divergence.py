@@ -63,8 +63,8 @@ def divergence(
             of it (Meyer et al., arXiv 2010.09649, algorithm 1): 3 K products, exact from K = D on.
         mode: how products with the Jacobian are made. ``"vjp"``: one call of the field with a tape, then a batched
             backward pass, or on a CPU several where the state is large; ``"jvp"``: the value and all tangents together
-            in forward mode, without a tape, so that memory does not grow with the depth of a network. "hutch++" needs two passes in turn: two backward passes
-            after one call of the field, or two calls in forward mode.
+            in forward mode, without a tape, so that memory does not grow with the depth of a network. "hutch++" needs
+            two passes in turn: two backward passes after one call of the field, or two calls in forward mode.
         probes: K, at least 1; ignored by "exact".
         kind: ``"rademacher"`` or ``"gaussian"``; ignored by "exact".
         seed: names the probes: those of a sample do not depend on its batch.
