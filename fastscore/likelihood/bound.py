@@ -96,7 +96,8 @@ def variational_bound(
         dtype: of what the network sees, where x0 are levels.
         seed: names the noise. Column k has draw k + 1; that of a sample is the same in every batch.
         noise: where the noise comes from, in place of seed.
-        eps: the last time of a grid of times; by default the SDE's published one.
+        eps: the last time of a grid of times; by default the SDE's published one. Where the last two times are close,
+            noise at eps that is not below the width of a level is dear: the last step is taken to be narrow, too.
         convention: how to read the model; by default ``model.convention``, or what was published with the SDE.
         progress: show a progress bar.
 

@@ -35,9 +35,9 @@ def encode(
 ) -> Tensor | tuple[Tensor, SampleInfo]:
     """Computes the latent of every sample: where the probability-flow ODE leads it from t = eps to 1.
 
-    `decode` with the same arguments leads back, up to the error of the solver: to within its tolerance with "rk45"; by
-    fixed steps the difference falls with the power of the step that the method has, 1 for "ddim". With
-    ``sde.until(t)`` the latent is the state at t, which is closer to the image.
+    `decode` with the same arguments leads back, up to the error of the solver, which the flow may multiply: "rk45"
+    keeps the error of a step to its tolerance; by fixed steps the difference falls with the power of the step that the
+    method has, 1 for "ddim". With ``sde.until(t)`` the latent is the state at t, which is closer to the image.
 
     Args:
         sde: the forward SDE.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastscore import _checks
@@ -44,7 +43,6 @@ def sdedit(
     _checks.is_state("sdedit", "images", images)
     source = as_noise(seed, noise)
     wide = _checks.accumulation_dtype(images.dtype)
-    alpha, sigma = (float(value) for value in sampler.sde.marginal(sampler.start))
-    z = source.normal(images.shape, dtype=wide, device=images.device, draw=0)
-    start = torch.add(alpha * images.to(wide), z, alpha=sigma)
+    alpha, sigma = sampler.sde.marginal(sampler.start)
+    start = alpha * images.to(wide) + sigma * source.normal(images.shape, dtype=wide, device=images.device, draw=0)
     return sampler.sample(start.to(images.dtype), noise=source, **options)

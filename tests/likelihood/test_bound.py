@@ -1,10 +1,12 @@
 """The variational bound against closed forms, and what its user meets."""
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Normal, kl_divergence
 
 from fastscore import (
@@ -17,6 +19,11 @@ from fastscore import (
     SubVPSDE,
     variational_bound,
 )
+from fastscore.likelihood import bound
+from fastscore.likelihood.chain import ChainStep, chain_steps
+from fastscore.samplers.grid import CLEAN as CLEAN_NODE
+from fastscore.samplers.grid import nodes
+from fastscore.testing.fake_cuda import Devices, can_index_fake_cuda
 from fastscore.testing.networks import Smooth, Watched
 from fastscore.testing.statistics import AnalyticModel, CountingModel, Gaussian, z_threshold
 from fastscore.testing.traffic import no_host_sync
@@ -226,6 +233,28 @@ def test_nothing_is_read_on_the_host_between_steps(variance):
     assert result.bits_per_dim.isfinite().all()
     with pytest.raises(Exception, match="read"), no_host_sync():
         float(result.bits_per_dim[0])
+
+
+@pytest.mark.skipif(not can_index_fake_cuda(), reason="this torch needs a driver to index fake CUDA tensors")
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_on_cuda_tensors(variance, monkeypatch):
+    """What is read on the host before the first call, data and path, is made outside."""
+    path = [*nodes(SDES["vp"], torch.tensor([1.0, 0.5, 0.1])), CLEAN_NODE]
+    chain = chain_steps(SDES["vp"], CLEAN, path, variance, torch.device("cpu"))
+    monkeypatch.setattr(bound, "_quantized", lambda x0, *_: (x0.long(), x0.double(), torch.float32))
+    monkeypatch.setattr(bound, "level_path", lambda *_, **__: path)
+    monkeypatch.setattr(bound, "chain_steps", lambda *a: [ChainStep(*(v.to(a[-1]) for v in step)) for step in chain])
+    devices = Devices()
+    with FakeTensorMode(allow_non_fake_inputs=True), devices:
+        model = lambda x, t: x.tanh().repeat(1, 1 + (variance == "learned_range"), 1) + t[:, None, None]  # noqa: E731
+        options = {"data_range": (-1, 1), "variance": variance, "clip": 1.0, "convention": CLEAN}
+        result = variational_bound(SDES["vp"], model, torch.empty(4, 3, 2, device="cuda"), **options)
+    shapes = {"bits_per_dim": (4,), "prior": (4,), "t": (3,)}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        assert value.device.type == ("cpu" if field.name == "t" else "cuda")
+        assert value.shape == shapes.get(field.name, (4, 3))
+    assert not any(op.startswith("aten::_local_scalar") for op in devices.called)
 
 
 BAD = [

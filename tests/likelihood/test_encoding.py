@@ -158,7 +158,9 @@ def test_a_bundled_network():
 
 @pytest.mark.slow
 def test_a_bundled_network_with_adaptive_steps():
-    """The flow back turns pixels at an edge to black or white and so multiplies errors: on average by 40."""
+    """Its embedding of time makes it waver by 1% with period 2 pi / 999, so that steps have to be shorter than that
+    before the error falls in proportion to the tolerance.
+    """
     model = fastscore.models.load("mnist32")
     digits = fastscore.sampler("dpmpp-2m", model.sde, model, steps=15).sample((2, 1, 32, 32), seed=1)
     errors = []
@@ -167,8 +169,8 @@ def test_a_bundled_network_with_adaptive_steps():
         back = decode(model.sde, model, encode(model.sde, model, digits, **options), **options)
         errors.append(float((back - digits).abs().mean()))
     print(errors)
-    assert errors[2] < 4e-4
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > 2 * errors[1] > 3 * errors[2]
+    assert errors[2] < 2.5e-3
 
 
 def test_what_does_not_arrive_or_is_not_finite_is_told_in_its_own_time():

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastscore
 from fastscore import VESDE, VPSDE, Convention, DDPMSampler, DiscreteVPSDE, PhiloxNoise, SubVPSDE, sdedit
 from fastscore.control import Inpainting
-from fastscore.samplers import FixedStepSampler, Hook, describe, names
+from fastscore.samplers import FixedStepSampler, Hook, ProgressiveGeneration, describe, names
+from fastscore.testing.fake_cuda import Devices, can_index_fake_cuda
 from fastscore.testing.networks import Smooth
 from fastscore.testing.statistics import (
     AnalyticModel,
@@ -139,6 +141,21 @@ def test_a_longer_way_keeps_less():
         stayed.append(float((law.responsibilities(sdedit(sampler, data)).argmax(1) == home).double().mean()))
     assert stayed[0] > 0.99
     assert stayed[1] == pytest.approx(float(law.weights.square().sum()), abs=0.1)
+
+
+@pytest.mark.skipif(not can_index_fake_cuda(), reason="this torch needs a driver to index fake CUDA tensors")
+def test_on_cuda_tensors():
+    model = lambda x, t: x.tanh() + t[:, None]  # noqa: E731
+    options = {"steps": 3, "convention": Convention("noise", "time")}
+    samplers = [fastscore.sampler(name, VPSDE().until(0.5), model, **options) for name in ("ddpm", "dpmpp-2m")]
+    for sampler in samplers:
+        sdedit(sampler, torch.zeros(4, 3), hooks=[ProgressiveGeneration([0.5])])  # makes the plan, on the host
+    devices, progress = Devices(), ProgressiveGeneration([0.5, 0.1])
+    with FakeTensorMode(allow_non_fake_inputs=True), devices:
+        for sampler in samplers:
+            x = sdedit(sampler, torch.empty(4, 3, device="cuda"), hooks=[progress])
+            assert x.device.type == progress.images.device.type == "cuda"
+    assert not any(op.startswith("aten::_local_scalar") for op in devices.called)
 
 
 def test_bad_arguments_are_named():
