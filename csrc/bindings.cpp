@@ -12,6 +12,7 @@
 #include "hutchinson.h"
 #include "langevin_step.h"
 #include "linear_step.h"
+#include "masked_replace.h"
 #include "philox.h"
 #include "resample.h"
 #include "solver_step.h"
@@ -26,6 +27,7 @@
 #include "cuda/hutchinson.h"
 #include "cuda/langevin_step.h"
 #include "cuda/linear_step.h"
+#include "cuda/masked_replace.h"
 #include "cuda/philox.h"
 #include "cuda/resample.h"
 #include "cuda/solver_step.h"
@@ -150,10 +152,13 @@ void enqueue_with_scratch(cudaError_t (*op)(const Args&, cudaStream_t), std::int
 LaunchCounter linear_step_launches("linear_step"), solver_step_launches("solver_step"),
     langevin_step_launches("langevin_step"), error_norm_launches("error_norm"), philox_normal_launches("philox_normal"),
     philox_rademacher_launches("philox_rademacher"), resample_launches("resample"), hutchinson_launches("hutchinson"),
-    hutchinson_probe_launches("hutchinson_probe");
+    hutchinson_probe_launches("hutchinson_probe"), masked_replace_launches("masked_replace");
 
 void linear_step_launch_cuda(const LinearStepArgs& args, const at::Tensor& out) {
   enqueue(cuda::linear_step, args, out, linear_step_launches);
+}
+void masked_replace_launch_cuda(const MaskedReplaceArgs& args, const at::Tensor& x) {
+  enqueue(cuda::masked_replace, args, x, masked_replace_launches);
 }
 void solver_step_launch_cuda(const SolverStepArgs& args, const at::Tensor& out) {
   enqueue(cuda::solver_step, args, out, solver_step_launches);
@@ -239,6 +244,11 @@ TORCH_LIBRARY_IMPL(fastscore, CUDA, m) {
                             const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
     linear_step_(x, history, coefficients, noise, rng, samples, linear_step_launch_cuda);
   });
+  m.impl("masked_replace_",
+         [](at::Tensor x, const at::Tensor& known, const at::Tensor& mask, const at::Tensor& coefficients,
+            const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples) {
+           masked_replace_(x, known, mask, coefficients, noise, rng, samples, masked_replace_launch_cuda);
+         });
   m.impl("solver_step", [](const at::Tensor& x, const at::Tensor& h, at::TensorList history,
                            const at::Tensor& coefficients, const OptionalTensor& exponent, const OptionalTensor& noise,
                            const OptionalTensor& rng, const OptionalTensor& samples) {

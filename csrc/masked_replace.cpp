@@ -36,7 +36,7 @@ void run(const at::Tensor& x, const at::Tensor& known, const at::Tensor& mask, c
   args.channels = layout == Layout::channels_last ? x.size(1) : 1;
   args.pixels = x.numel() / (args.batch * args.channels);
 
-  c10::SmallVector<at::Tensor, 3> keep;  // copies live until the kernel has run
+  c10::SmallVector<at::Tensor, 3> keep;  // copies live until the kernel has been launched
   const auto operand = [&](const at::Tensor& tensor) {
     const at::Tensor* use = &tensor;
     if (!has_layout(tensor, layout)) use = &keep.emplace_back(to_layout(tensor, layout));
@@ -58,7 +58,7 @@ void run(const at::Tensor& x, const at::Tensor& known, const at::Tensor& mask, c
     args.rng = state.const_data_ptr<std::int64_t>();
     args.samples = index.const_data_ptr<std::int64_t>();
   }
-  launch(args);
+  launch(args, x);
 }
 
 }  // namespace

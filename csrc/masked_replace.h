@@ -1,4 +1,4 @@
-// The torch side of masked_replace.
+// The torch side of masked_replace, shared by the CPU and the CUDA registration.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 
 namespace fastscore {
 
-using MaskedReplaceLaunch = void (*)(const MaskedReplaceArgs& args);
+using MaskedReplaceLaunch = void (*)(const MaskedReplaceArgs& args, const at::Tensor& x);
 
 // Checks what would crash a kernel, brings the operands to one layout, and launches.
 void masked_replace_(const at::Tensor& x, const at::Tensor& known, const at::Tensor& mask,

@@ -215,8 +215,10 @@ NUMBERS = {
 
 # By a pattern of the kernel's name with its template arguments; the first that fits.
 CUDA_SPECIMENS = {
-    r"(linear_step|solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*true": Specimen("whole words"),
-    r"(linear_step|solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*false": Specimen(
+    r"(linear_step|masked_replace|solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*true": Specimen(
+        "whole words"
+    ),
+    r"(linear_step|masked_replace|solver_step|langevin_(sums|step)|error_norm_sums)_kernel<.*false": Specimen(
         "any layout", vector=False
     ),
     r"hutchinson_(product|probe)_kernel<.*true": Specimen("whole words"),

@@ -14,7 +14,7 @@ LaunchCounter launches("masked_replace");
 // Elements that one thread should have before a second is worth waking.
 constexpr std::int64_t grain_drawing = 8192, grain_moving = 32768;
 
-void masked_replace_launch_cpu(const MaskedReplaceArgs& args) {
+void masked_replace_launch_cpu(const MaskedReplaceArgs& args, const at::Tensor&) {
   const std::int64_t whole = step_tile / args.channels / 4 * 4;
   const StepTiles tiles{whole, (args.pixels + whole - 1) / whole};
   const std::int64_t elements = std::min(whole, args.pixels) * args.channels;

@@ -76,6 +76,22 @@ class Run {
     return elements;
   }
 
+  // One bit for each of these elements: whether a mask of bytes has it set.
+  template <class Operand>
+  __device__ __forceinline__ unsigned marked(const Operand& mask) const {
+    const std::uint8_t* data = static_cast<const std::uint8_t*>(mask.data) + sample * mask.stride;
+    unsigned bits = 0;
+    FASTSCORE_UNROLL
+    for (int i = 0; i < length; ++i) {
+      if constexpr (vectors) {
+        bits |= (data[first + i] != 0 ? 1u : 0u) << i;
+      } else {
+        if (i < count_) bits |= (data[at(i)] != 0 ? 1u : 0u) << i;
+      }
+    }
+    return bits;
+  }
+
   __device__ __forceinline__ void store(void* to, std::int64_t batch_stride, const Real (&values)[length]) const {
     T* data = static_cast<T*>(to) + sample * batch_stride;
     if constexpr (vectors) {
