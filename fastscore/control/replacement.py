@@ -48,7 +48,7 @@ class Replacement(Hook, ABC):
         if known.shape[1:] != part.shape[1:]:
             accepted = f"have the shape of the known part of the state, {tuple(part.shape)}, or one row of it"
             wrong_value(name, self.known_name, accepted, tuple(self.known.shape))
-        return (x + self.lift(per_row(alpha, part) * known - part)).to(x.dtype)
+        return x.add_(self.lift(per_row(alpha, part) * known - part))
 
     def at_end(self, samples: Tensor) -> Tensor:
         return (samples + self.lift(self.known - self.part(samples))).to(samples.dtype)
