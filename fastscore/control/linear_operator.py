@@ -10,7 +10,7 @@ from torch import Tensor
 from fastscore._checks import wrong_type, wrong_value
 from fastscore.samplers.base import check_count
 
-__all__ = ["LinearOperator", "Map"]
+__all__ = ["LinearOperator", "Map", "check_shape"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -63,7 +63,7 @@ class LinearOperator:
             wrong_value("LinearOperator", "iterations", "be None beside singular_values", iterations)
         self.iterations = 10 if iterations is None else iterations
         check_count("LinearOperator", "iterations", self.iterations, 1)
-        self.forward, self.adjoint, self.shape = forward, adjoint, tuple(shape)
+        self.forward, self.adjoint, self.shape = forward, adjoint, check_shape("LinearOperator", shape)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, *self.shape, generator=generator, dtype=torch.float64).to(device, dtype)
         image = forward(x)
@@ -116,6 +116,15 @@ class LinearOperator:
         if not bool((gap <= eps * values.square().max() * size).all()):
             accepted = "be those of forward, with A A^T = U S^2 U^T"
             wrong_value("LinearOperator", "singular_values", accepted, f"a difference of {gap.tolist()}")
+
+
+def check_shape(owner: str, shape: object) -> tuple[int, ...]:
+    """The shape of an image, integers >= 1; raises TypeError or ValueError."""
+    if not isinstance(shape, Sequence) or any(isinstance(n, bool) or not isinstance(n, int) for n in shape):
+        wrong_type(owner, "shape", "be a sequence of integers, that of one image", repr(shape))
+    if any(n < 1 for n in shape):
+        wrong_value(owner, "shape", "be positive", tuple(shape))
+    return tuple(shape)
 
 
 def _same(y: Tensor) -> Tensor:

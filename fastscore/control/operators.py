@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastscore._checks import wrong_type, wrong_value
-from fastscore.control.linear_operator import LinearOperator, Map
+from fastscore.control.linear_operator import LinearOperator, Map, check_shape
 from fastscore.samplers.base import check_count
 
 __all__ = ["averaging", "grayscale", "masking", "matrix", "random_projection"]
@@ -22,6 +23,7 @@ def averaging(factor: int, shape: Sequence[int]) -> LinearOperator:
         TypeError, ValueError: factor is not an integer >= 1 that divides H and W, or shape is not (C, H, W).
     """
     check_count("averaging", "factor", factor, 1)
+    shape = check_shape("averaging", shape)
     if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
         wrong_value("averaging", "shape", f"be (C, H, W) with H and W divisible by {factor}", tuple(shape))
 
@@ -38,21 +40,27 @@ def grayscale(shape: Sequence[int], weights: Sequence[float] | None = None) -> L
         weights: of the channels, (C,), finite and not all 0; by default 1 / C each, the mean.
 
     Raises:
-        ValueError: weights are not of that kind, or shape has no channels.
+        TypeError, ValueError: weights are not of that kind, or shape has no channels.
     """
-    if not shape or shape[0] < 1:
-        wrong_value("grayscale", "shape", "be (C, ...) with channels", tuple(shape))
+    shape = check_shape("grayscale", shape)
+    if not shape:
+        wrong_value("grayscale", "shape", "be (C, ...), with channels", shape)
     channels = shape[0]
-    row = torch.tensor([1 / channels] * channels if weights is None else list(weights), dtype=torch.float64)
-    size = float(row.norm())
-    if row.shape != (channels,) or not 0 < size < float("inf"):
-        wrong_value("grayscale", "weights", f"be {channels} finite numbers, not all 0", list(weights or ()))
-    column = row.reshape(-1, *[1] * (len(shape) - 1))
+    given = [1 / channels] * channels if weights is None else weights
+    if not isinstance(given, Sequence) or not all(isinstance(weight, (int, float)) for weight in given):
+        wrong_type("grayscale", "weights", f"be a sequence of {channels} numbers", repr(weights))
+    size = math.hypot(*given)
+    if len(given) != channels or not 0 < size < math.inf:
+        wrong_value("grayscale", "weights", f"be {channels} finite numbers, not all 0", list(given))
 
     def forward(x: Tensor) -> Tensor:
-        return (x * column.to(x)).sum(1, keepdim=True)
+        first, *others = (weight * channel for weight, channel in zip(given, x.split(1, 1), strict=True))
+        return sum(others, start=first)
 
-    return LinearOperator(forward, lambda y: y * column.to(y), shape, singular_values=size)
+    def adjoint(y: Tensor) -> Tensor:
+        return torch.cat([weight * y for weight in given], 1)
+
+    return LinearOperator(forward, adjoint, shape, singular_values=size)
 
 
 def masking(mask: Tensor) -> LinearOperator:
@@ -84,7 +92,7 @@ def matrix(rows: Tensor, shape: Sequence[int]) -> LinearOperator:
     Raises:
         TypeError, ValueError: rows is not a finite floating-point matrix of M >= 1 rows and D columns.
     """
-    size = torch.Size(shape).numel()
+    size = math.prod(check_shape("matrix", shape))
     if not isinstance(rows, Tensor) or not rows.is_floating_point():
         wrong_type("matrix", "rows", "be a floating-point tensor", getattr(rows, "dtype", type(rows).__name__))
     if rows.ndim != 2 or rows.shape[1] != size or not len(rows):
@@ -116,14 +124,15 @@ def random_projection(
     Args:
         count: of products, at least 1 and at most the number of elements of an image.
         shape: of one image.
-        seed: of the vectors.
+        seed: of the vectors, >= 0.
         dtype, device: of the vectors, and of the computation.
 
     Raises:
-        TypeError, ValueError: count is not an integer in that range.
+        TypeError, ValueError: count or seed is not an integer in its range.
     """
     check_count("random_projection", "count", count, 1)
-    size = torch.Size(shape).numel()
+    check_count("random_projection", "seed", seed, 0)
+    size = math.prod(check_shape("random_projection", shape))
     if count > size:
         wrong_value("random_projection", "count", f"be at most the number of elements of an image, {size}", count)
     generator = torch.Generator().manual_seed(seed)

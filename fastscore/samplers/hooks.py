@@ -54,7 +54,8 @@ class Moment:
         """`normal(like, draw)` as an op takes it: its ``rng`` and ``samples``, or ``noise`` that has no counter."""
         if not self.noise.counter_based:
             return {"noise": self.normal(like, draw)}
-        rng = self.noise.rng_table([self._number(draw)], like.device)[0]
+        # a copy that the host does not wait for
+        rng = self.noise.rng_table([self._number(draw)])[0].to(like.device, non_blocking=True)
         return {"rng": rng, "samples": self.noise.samples_for(like.shape[0], like.device)}
 
     def _number(self, draw: int) -> int:
