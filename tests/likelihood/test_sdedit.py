@@ -168,3 +168,5 @@ def test_bad_arguments_are_named():
         sdedit(sampler, (1, 2))
     with pytest.raises(ValueError, match=r"sde must reach t = 1, its prior, got one that ends at 0\.5"):
         sampler.sample((1, 2))
+    with pytest.raises(ValueError, match=r"log_likelihood: sde must reach t = 1"):
+        fastscore.log_likelihood(VPSDE().until(0.5), Smooth(), torch.zeros(1, 2))
