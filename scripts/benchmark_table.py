@@ -3,6 +3,7 @@
 
     python scripts/benchmark_table.py out/benchmarks.json            # print it
     python scripts/benchmark_table.py out/benchmarks.json README.md  # put it between the markers of README.md
+    python scripts/benchmark_table.py out/likelihood.json README.md --section likelihood-benchmarks  # between others
 
 Everything between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->` is replaced; numbers are never typed.
 """
@@ -36,6 +37,7 @@ def table(data: dict[str, Any]) -> str:
         parts.append(_kernels(attention, "sdpa"))
     if samplers:
         parts.append(_samplers(samplers))
+    parts += [_likelihood(entries) for entries in cases.values() if "published" in entries]
     return "\n\n".join([*parts, _machine(data)])
 
 
@@ -81,6 +83,22 @@ def _samplers(cases: Cases) -> str:
     return "\n".join(rows)
 
 
+def _likelihood(entries: dict[str, dict[str, Any]]) -> str:
+    """One row per contender, beside the published scheme and the same with one probe."""
+    case = next(iter(entries.values()))["extra_info"]["case"]
+    rows = [
+        f"| likelihood, {case} | per evaluation | against published | times one probe | peak memory |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, entry in entries.items():
+        info, one = entry["extra_info"], name.partition(",")[0]
+        speedup = "" if name == "published" else f"**{info['speedups']['published']:.1f}x**"
+        times = "" if one == name else f"{1 / info['speedups'][one]:.1f}"
+        memory = f"{info['peak_bytes'] / 2**20:.0f} MiB"
+        rows.append(f"| {name} | {_time(entry['stats']['median'])} | {speedup} | {times} | {memory} |")
+    return "\n".join(rows)
+
+
 def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
@@ -113,13 +131,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Turn benchmark JSON into a Markdown table.")
     parser.add_argument("json", type=Path, help="file written by --benchmark-json")
     parser.add_argument("readme", type=Path, nargs="?", help="file with the two markers; without it, print")
+    parser.add_argument("--section", default="benchmarks", help="name of the markers (default: benchmarks)")
     arguments = parser.parse_args()
+    begin, end = f"<!-- {arguments.section}:begin -->", f"<!-- {arguments.section}:end -->"
     try:
         text = table(json.loads(arguments.json.read_text()))
         if arguments.readme is None:
             print(text)
         else:
-            arguments.readme.write_text(replace(arguments.readme.read_text(), text))
+            arguments.readme.write_text(replace(arguments.readme.read_text(), text, begin, end))
             print(f"wrote the table into {arguments.readme}")
     except (OSError, ValueError, KeyError) as error:
         print(f"benchmark_table: {error!r}", file=sys.stderr)

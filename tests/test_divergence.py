@@ -1,6 +1,7 @@
 """The divergence of vector fields whose Jacobian is known, exactly and by random probes."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore
 from fastscore import PhiloxNoise, ReplayNoise, divergence
+from fastscore.testing.memory import peak_memory
 from fastscore.testing.statistics import CountingModel, RecordingModel
 
 MODES = ["vjp", "jvp"]
@@ -311,3 +313,15 @@ def test_large_states_take_a_backward_pass_each(method):
     reverse, forward = (divergence(curved, x, mode=mode, **options) for mode in MODES)
     assert 2**14 // x.numel() < (100 if method == "exact" else 2)
     torch.testing.assert_close(reverse.products, forward.products, rtol=1e-9, atol=1e-9)
+
+
+def test_forward_mode_holds_at_most_half_the_memory_of_reverse_mode():
+    model = fastscore.models.load("mnist32")
+    x, label = samples(16, 1, 32, 32, dtype=torch.float32), torch.full((16,), 500.0)
+    peaks = {}
+    for mode in MODES:
+        run = partial(divergence, lambda x: model(x, label), x, mode=mode)
+        run()
+        peaks[mode] = peak_memory(run, x.device)
+    print({mode: f"{peak / 2**20:.1f} MiB" for mode, peak in peaks.items()})
+    assert peaks["jvp"] <= peaks["vjp"] / 2

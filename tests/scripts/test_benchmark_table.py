@@ -45,6 +45,29 @@ def data():
     }
 
 
+def test_a_likelihood_has_a_row_a_contender(tmp_path, data):
+    def entry(contender, median, speedups):
+        return _entry(contender, median, op="likelihood", case="mnist32", speedups=speedups, peak_bytes=3 * 2**20)
+
+    data["benchmarks"] = [
+        entry("published", 0.4, {}),
+        entry("vjp", 0.2, {"published": 2.04}),
+        entry("vjp, 8 probes", 0.9, {"published": 0.44, "vjp": 0.25}),
+    ]
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- benchmarks:begin -->\n<!-- benchmarks:end -->\n<!-- other:begin -->\n<!-- other:end -->\n")
+    done = _run(tmp_path / "b.json", readme, "--section", "other")
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert text.startswith(
+        "<!-- benchmarks:begin -->\n<!-- benchmarks:end -->\n<!-- other:begin -->\n| likelihood, mnist32 |"
+    )
+    assert "| published | 400.00 ms |  |  | 3 MiB |\n" in text
+    assert "| vjp | 200.00 ms | **2.0x** |  | 3 MiB |\n" in text
+    assert "| vjp, 8 probes | 900.00 ms | **0.4x** | 4.0 | 3 MiB |\n" in text
+
+
 def _run(*arguments):
     return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
 
