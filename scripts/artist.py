@@ -74,27 +74,27 @@ class Artist:
         assert self.guide.card is not None
         return tuple(self.guide.card["classes"])
 
-    def sampler(self, name: str, *, model: Any = None, sde: SDE | None = None, **options: Any) -> Sampler:
+    def sampler(
+        self, name: str = "dpmpp-2m-sde", *, steps: int = 25, model: Any = None, sde: SDE | None = None, **options: Any
+    ) -> Sampler:
         """A sampler of the network, unless another model is given."""
-        return fastscore.sampler(name, sde or self.sde, model or self.network, **options)
+        return fastscore.sampler(name, sde or self.sde, model or self.network, steps=steps, **options)
 
-    def draw(
-        self, count: int, sampler: str = "dpmpp-2m-sde", *, hooks: Sequence[Hook] = (), steps: int = 25, **options: Any
-    ) -> Tensor:
+    def draw(self, count: int, sampler: Sampler | None = None, hooks: Sequence[Hook] = ()) -> Tensor:
         """Samples, uint8 (count, C, H, W)."""
-        made = self.sampler(sampler, steps=steps, **options)
-        samples = made.sample((count, *self.network.shape), seed=self.seed, hooks=hooks, progress=True)
+        shape = (count, *self.network.shape)
+        samples = (sampler or self.sampler()).sample(shape, seed=self.seed, hooks=hooks, progress=True)
         assert isinstance(samples, Tensor)
         return to_bytes(samples)
 
     def draw_classes(self, labels: Tensor, scale: float | None = None, **options: Any) -> Tensor:
-        """Samples of classes, int64 (B,), uint8 (B, C, H, W); the options are those of `draw`."""
+        """Samples of classes, int64 (B,), uint8 (B, C, H, W); the options are those of `sampler`."""
         count, scale = len(self.classes), SCALE[self.name] if scale is None else scale
         if self.guide is self.network:
-            options["model"] = ClassifierFreeGuidance(self.network, labels, count, scale=scale)
-        else:
-            options["hooks"] = [ClassifierGuidance(self.guide, labels, count, scale=scale)]
-        return self.draw(len(labels), **options)
+            model = ClassifierFreeGuidance(self.network, labels, count, scale=scale)
+            return self.draw(len(labels), self.sampler(model=model, **options))
+        hook = ClassifierGuidance(self.guide, labels, count, scale=scale)
+        return self.draw(len(labels), self.sampler(**options), [hook])
 
     def some_data(self, count: int) -> Tensor:
         """Images (count, C, H, W) in [-1, 1], of one class after the other."""

@@ -92,7 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
     print("|---|---:|---:|---:|", flush=True)
     for name, steps, scale in args.draw or DRAWN[artist.name]:
         options = {"norm": "sample"} if name == "pc" else {}
-        drawn = artist.draw_classes(classes, scale, sampler=name, steps=steps, **options)
+        drawn = artist.draw_classes(classes, scale, name=name, steps=steps, **options)
         print(f"| `{name}` | {steps} | {scale:g} | {share(judge, to_signed_unit(drawn), classes)} |", flush=True)
 
 

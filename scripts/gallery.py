@@ -63,7 +63,8 @@ def colorization(artist: Artist) -> Sheet:
     """Colors for gray images."""
     images = artist.some_data(10)
     gray = images.mean(1, keepdim=True)
-    drawn = artist.draw(VERSIONS * len(gray), "ddpm", steps=100, hooks=[Colorization(gray.repeat(VERSIONS, 1, 1, 1))])
+    hook = Colorization(gray.repeat(VERSIONS, 1, 1, 1))
+    drawn = artist.draw(VERSIONS * len(gray), artist.sampler("ddpm", steps=100), [hook])
     return _restored(f"{artist.name}: colorization", {"image": images, "known": gray}, drawn)
 
 
@@ -74,7 +75,7 @@ def super_resolution(artist: Artist) -> Sheet:
     measured = operator.forward(images)
     many = measured.repeat(VERSIONS, 1, 1, 1)
     hook = LinearGuidance(artist.network, operator, many, noise_std=NOISE_STD, data_std=DATA_STD)
-    drawn = artist.draw(len(many), "ddpm", steps=50, hooks=[hook])
+    drawn = artist.draw(len(many), artist.sampler("ddpm", steps=50), [hook])
     seen = measured.repeat_interleave(PIXELS, 2).repeat_interleave(PIXELS, 3)
     return _restored(f"{artist.name}: super-resolution", {"image": images, "known": seen}, drawn)
 
@@ -101,7 +102,7 @@ def interpolation(artist: Artist) -> Sheet:
 def progressive(artist: Artist) -> Sheet:
     """What the network takes for the image on the way from noise to it."""
     hook = ProgressiveGeneration(TIMES)
-    artist.draw(6, steps=50, hooks=[hook])
+    artist.draw(6, artist.sampler(steps=50), [hook])
     rows = [Row("", to_bytes(images)) for images in hook.images.transpose(0, 1)]
     return Sheet(f"{artist.name}: the image that the network expects at time t", rows, [f"t = {t}" for t in TIMES])
 
@@ -157,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
             draw, usual = PICTURES[name]
             path = args.out / f"{name}.png"
             print(f"{path}:", draw.__doc__, flush=True)
-            draw(Artist(args.model or usual, args.seed, args.out)).draw().save(path)
+            draw(Artist(args.model or usual, args.seed, args.out)).draw().save(path, optimize=True)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         print("gallery.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2

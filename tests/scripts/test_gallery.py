@@ -159,7 +159,7 @@ def test_interpolations_lead_from_image_to_image(gallery, artist):
 def test_progress_ends_at_the_sample(gallery, artist):
     sheet = gallery.progressive(artist)
     assert sheet.columns[-1] == "t = 0.0"
-    again = gallery.Artist("gray", 3, artist.folder).draw(6, steps=50)
+    again = artist.draw(6, artist.sampler(steps=50))
     assert torch.equal(torch.stack([row.images[-1] for row in sheet.rows]), again)
 
 
