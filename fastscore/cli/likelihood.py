@@ -48,7 +48,7 @@ def add_to(commands: Any) -> None:
     add("--probes", type=positive, default=1, help="random probes of the divergence; a standard error needs 2")
     add("--solver", choices=("rk45", *ODE_METHODS), default="rk45", help="adaptive steps, or fixed ones")
     add("--rtol", type=float, default=argparse.SUPPRESS, help="relative and absolute tolerance of rk45 (default: 1e-5)")
-    add("--steps", type=positive, default=argparse.SUPPRESS, help="number of fixed steps")
+    add("--steps", type=positive, default=argparse.SUPPRESS, help="number of fixed steps; too few give nonsense")
     add("--limit", type=positive, help="measure the first images only; more of them can follow later")
     add_network(add, batch=16)
     likelihood.set_defaults(run=_run)

@@ -60,7 +60,7 @@ def log_likelihood(
     norm: str = "sample",
     max_steps: int = 1000,
     steps: int | None = None,
-    spacing: str | Tensor = "quadratic",
+    spacing: str | Tensor = "log_snr",
     method: str = "hutchinson",
     mode: str = "vjp",
     probes: int = 1,
@@ -91,7 +91,8 @@ def log_likelihood(
             on its batch, and it leaves the batch when it arrives; ``"batch"``: the steps of scipy on the batch with its
             integrals, as published. The integrals share the tolerance.
         steps: number of fixed steps, which needs to be given for them, and only for them.
-        spacing: of fixed steps, see `ODESampler`.
+        spacing: of fixed steps, see `ODESampler`. Data of fine structure need most of them near t = eps: for digits
+            of `mnist32`, 25 steps of "rk4" are off by 0.006 bits per dimension, and with "quadratic" by 3.
         method, mode, probes, kind: of the divergence, see `fastscore.divergence`. Standard errors need probes >= 2.
         seed: names the probes: those of a sample are the same in every batch. Draws 1, 2 ... are taken.
         noise: where the probes come from, in place of seed.
