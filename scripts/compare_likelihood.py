@@ -81,6 +81,8 @@ KINDS: dict[str, tuple[str, Callable[[Digits, int], Tensor]]] = {
     ),
 }
 
+FLIPPED = ("mirrored", "upside_down")
+
 
 def measure(args: argparse.Namespace) -> int:
     """Write the images, and have the command measure them; its exit code."""
@@ -95,23 +97,41 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def markdown(table: Path) -> str:
-    """Mean, its standard error and the mean number of network calls, one row a kind."""
+    """Mean bits, how many more than for digits, with standard errors, and network calls; one row a kind."""
     with table.open(encoding="utf-8", newline="") as file:
         file.readline()  # the settings
         rows = list(csv.DictReader(file))
-    lines = ["| images | bits per dimension | network calls |", "|---|---:|---:|"]
-    counts = set()
+    lines = [
+        "| images | bits per dimension | more than held-out digits | network calls |",
+        "|---|---:|---:|---:|",
+    ]
+    digits, counts = np.empty(0), set()
     for name, (title, _) in KINDS.items():
         found = [row for row in rows if Path(row["image"].rpartition("[")[0]).stem == name]
         bits = np.array([float(row["bits_per_dim"]) for row in found])
         if len(bits) < 2 or not np.isfinite(bits).all():
             raise ValueError(f"{table} must hold two finite lines of {name}, or more, got {len(bits)} lines")
+        more = ""
+        if name in FLIPPED:  # image by image
+            more = f"{(bits - digits).mean():.3f} ± {_error(bits - digits):.3f}"
+        elif len(digits):
+            more = f"{bits.mean() - digits.mean():.3f} ± {math.hypot(_error(bits), _error(digits)):.3f}"
+        else:
+            digits = bits
         counts.add(len(bits))
         calls = np.mean([int(row["nfe"]) for row in found])
-        lines.append(f"| {title} | {bits.mean():.3f} ± {bits.std(ddof=1) / math.sqrt(len(bits)):.3f} | {calls:.0f} |")
+        lines.append(f"| {title} | {bits.mean():.3f} ± {_error(bits):.3f} | {more} | {calls:.0f} |")
     sizes = "–".join(map(str, sorted(counts)))
-    caption = f"Mean ± one standard error over {sizes} images of a kind, one probe each; network calls per image."
+    caption = (
+        f"Mean ± one standard error over {sizes} images of a kind, one probe each; flipped digits are compared with "
+        "themselves. Network calls per image."
+    )
     return "\n".join([*lines, "", caption])
+
+
+def _error(values: np.ndarray) -> float:
+    """The standard error of the mean."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def main(arguments: list[str] | None = None) -> int:

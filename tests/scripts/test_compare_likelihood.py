@@ -76,8 +76,9 @@ def test_the_table_has_the_means_and_their_errors(script, tmp_path, capsys):
         assert script.main(["--table", str(readme), "--out", str(tmp_path)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- likelihood:begin -->\n| images |")
-    assert "\n| held-out digits | 2.000 ± 0.577 | 11 |\n" in text
-    assert "\n| uniform noise | 6.000 ± 0.577 | 11 |\n" in text
+    assert "\n| held-out digits | 2.000 ± 0.577 |  | 11 |\n" in text
+    assert "\n| the held-out digits, mirrored | 3.000 ± 0.577 | 1.000 ± 0.000 | 11 |\n" in text
+    assert "\n| uniform noise | 6.000 ± 0.577 | 4.000 ± 0.816 | 11 |\n" in text
     assert "over 3 images of a kind" in text
     assert text.endswith("<!-- likelihood:end -->\nafter\n")
     (tmp_path / "likelihood.csv").write_text("\n".join(lines[:-2]) + "\n")
