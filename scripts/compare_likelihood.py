@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, default=Path("out/likelihood"), help="output folder (default: out/likelihood)")
     add("--num", type=int, default=64, help="images of a kind (default: 64)")
     add("--batch", type=int, default=16, help="images that go through the network at once (default: 16)")
+    # eight digits came out 0.001 to 0.003 bits lower than at 1e-4, for half the network calls
     add("--rtol", type=float, default=1e-2, help="tolerance of the solver (default: 1e-2)")
     add("--table", type=Path, metavar="FILE", help="only put likelihood.csv as a table between the markers of FILE")
     args = parser.parse_args(arguments)
