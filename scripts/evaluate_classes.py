@@ -23,12 +23,15 @@ from torch import Tensor, nn
 import digit_classifier
 import emoji_classifier
 import fastscore
-from artist import SCALE, Artist
+from artist import Artist
 from fastscore.training.data import to_signed_unit
 
-DRAWN = {
-    name: [("ddim", 25, scale), ("dpmpp-2m", 25, scale), ("dpmpp-2m-sde", 25, scale), ("pc", 50, scale)]
-    for name, scale in SCALE.items()
+DRAWN = {  # sampler, steps, scale of the guidance
+    "mnist32": [
+        *(("ddim", 25, 4.0), ("ddim", 25, 6.0), ("dpmpp-2m", 25, 4.0), ("dpmpp-2m", 25, 6.0)),
+        *(("dpmpp-2m-sde", 25, 4.0), ("pc", 25, 4.0)),
+    ],
+    "emoji32": [("ddim", 25, 3.0), ("dpmpp-2m", 25, 3.0), ("dpmpp-2m-sde", 25, 3.0), ("pc", 25, 3.0)],
 }
 TIMES = (0.01, 0.2, 0.4, 0.6, 0.8)
 

@@ -23,12 +23,12 @@ from torch import Tensor
 import fastscore
 from artist import Artist
 from captions import Row, Sheet, to_bytes
-from fastscore.control import Colorization, Inpainting, LinearGuidance, Resampling, averaging
+from fastscore.control import Colorization, Inpainting, LinearGuidance, Resampling, averaging, grayscale
 from fastscore.samplers import ProgressiveGeneration
 
 VERSIONS = 3  # of every image that is completed
 PIXELS = 4  # super-resolution: a side of the squares that were measured
-NOISE_STD, DATA_STD = 0.05, 0.6  # of what was measured; of the pixels of digits and of emoji, about
+NOISE_STD, DATA_STD = 0.02, 0.6  # of what was measured; of the pixels of digits and of emoji, about
 POINTS = 11  # of an interpolation
 TIMES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 STARTS = (0.3, 0.4, 0.5, 0.6)
@@ -63,8 +63,12 @@ def colorization(artist: Artist) -> Sheet:
     """Colors for gray images."""
     images = artist.some_data(10)
     gray = images.mean(1, keepdim=True)
-    hook = Colorization(gray.repeat(VERSIONS, 1, 1, 1))
-    drawn = artist.draw(VERSIONS * len(gray), artist.sampler("ddpm", steps=100), [hook])
+    many = gray.repeat(VERSIONS, 1, 1, 1)
+    # kept by replacement alone, gray images get colors of other ones
+    guidance = LinearGuidance(
+        artist.network, grayscale(artist.network.shape), many, noise_std=NOISE_STD, data_std=DATA_STD
+    )
+    drawn = artist.draw(len(many), artist.sampler("ddpm", steps=50), [Colorization(many), guidance])
     return _restored(f"{artist.name}: colorization", {"image": images, "known": gray}, drawn)
 
 
