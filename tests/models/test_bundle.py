@@ -127,7 +127,7 @@ def test_card_of_a_network_we_do_not_know(bundle):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="model must be one of mnist32, mnist32-classifier, got 'mnist64'"):
+    with pytest.raises(ValueError, match="model must be one of emoji32, mnist32, mnist32-classifier, got 'mnist64'"):
         models.load("mnist64")
     assert models.names() == ["emoji32", "mnist32", "mnist32-classifier"]
 

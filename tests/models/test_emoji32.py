@@ -75,7 +75,7 @@ def test_clean_estimates(network, emoji, t):
 
 
 def test_the_class_tells_it_something(network, emoji):
-    """Where little is left of the image: with its class the squared error is 0.174, without 0.202, with another 0.248."""
+    """Where little is left of the image: its class makes the squared error 0.174, none 0.202, another one 0.248."""
     images, labels = emoji
     right, none, wrong = (
         squared_errors(network, images, 0.7, classes).mean() for classes in (labels, None, (labels + 4) % 8)
