@@ -65,7 +65,7 @@ def test_a_likelihood_has_a_row_a_contender(tmp_path, data):
     )
     assert "| published | 400.00 ms |  |  | 3 MiB |\n" in text
     assert "| vjp | 200.00 ms | **2.0x** |  | 3 MiB |\n" in text
-    assert "| vjp, 8 probes | 900.00 ms | **0.4x** | 4.0 | 3 MiB |\n" in text
+    assert "| vjp, 8 probes | 900.00 ms |  | 4.0 | 3 MiB |\n" in text
 
 
 def _run(*arguments):
