@@ -35,6 +35,7 @@ from fastscore.reference.resample import resample_to as _resample_to
 from fastscore.reference.solver_step import solver_step as _solver_step
 
 _attention = importlib.import_module("fastscore.reference.attention")  # the module, not its function
+_conv3x3 = importlib.import_module("fastscore.reference.conv3x3")
 _group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")
 
 _LIBRARY = torch.library.Library("fastscore", "FRAGMENT")
@@ -333,6 +334,36 @@ define(
     _resample_fake,
     _resample_to,
     "resample",
+)
+
+# ------------------------------------------------------------------------------------------------- conv3x3
+
+
+def _winograd_weights_fake(weight: Tensor, tile: int, turned: bool) -> Tensor:
+    outputs, channels = weight.shape[:2] if not turned else (weight.shape[1], weight.shape[0])
+    return weight.new_empty(-(-outputs // _panel()), (tile + 2) ** 2, channels, _panel())
+
+
+def _winograd_weights(weight: Tensor, tile: int, turned: bool) -> Tensor:
+    return _conv3x3.winograd_weights(_conv3x3.turned(weight) if turned else weight, tile, _panel())
+
+
+def _panel() -> int:
+    return NATIVE.conv3x3_panel() if NATIVE else 16
+
+
+def _conv3x3_fake(x: Tensor, weights: Tensor, outputs: int, *rest: Any) -> Tensor:
+    if _group_norm_silu.channels_last(x):
+        return x.new_empty((x.shape[0], *x.shape[2:], outputs)).movedim(-1, 1)
+    return x.new_empty((x.shape[0], outputs, *x.shape[2:]))
+
+
+define("winograd_weights(Tensor weight, int tile, bool turned) -> Tensor", _winograd_weights_fake, _winograd_weights)
+define(
+    "conv3x3_winograd(Tensor x, Tensor weights, int outputs, int tile, Tensor? bias, Tensor? shift, Tensor? residual, "
+    "float scale, Tensor? gain, Tensor? offset, bool silu) -> Tensor",
+    _conv3x3_fake,
+    _conv3x3.conv3x3_winograd,
 )
 
 # ------------------------------------------------------------------------------------------------- attention

@@ -2,6 +2,7 @@
 
 from fastscore.ops._cost import Cost, cost, size
 from fastscore.ops.attention import attention
+from fastscore.ops.conv3x3 import conv3x3
 from fastscore.ops.error_norm import error_norm
 from fastscore.ops.group_norm_silu import group_norm_silu
 from fastscore.ops.hutchinson import hutchinson, hutchinson_probe
@@ -15,6 +16,7 @@ from fastscore.ops.solver_step import solver_step, solver_step_
 __all__ = [
     "Cost",
     "attention",
+    "conv3x3",
     "cost",
     "error_norm",
     "group_norm_silu",

@@ -1,6 +1,7 @@
 """Every op in plain PyTorch, under its own name: the specification that all other versions are held to."""
 
 from fastscore.reference.attention import attention
+from fastscore.reference.conv3x3 import conv3x3
 from fastscore.reference.error_norm import error_norm
 from fastscore.reference.group_norm_silu import group_norm_silu
 from fastscore.reference.hutchinson import hutchinson, hutchinson_probe
@@ -13,6 +14,7 @@ from fastscore.reference.solver_step import solver_step
 
 __all__ = [
     "attention",
+    "conv3x3",
     "error_norm",
     "group_norm_silu",
     "hutchinson",
