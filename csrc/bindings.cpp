@@ -6,6 +6,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "conv3x3.h"
 #include "cpu/dispatch.h"
 #include "error_norm.h"
 #include "group_norm_silu.h"
@@ -14,7 +15,6 @@
 #include "linear_step.h"
 #include "masked_replace.h"
 #include "philox.h"
-#include "conv3x3.h"
 #include "resample.h"
 #include "solver_step.h"
 

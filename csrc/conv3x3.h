@@ -20,7 +20,7 @@ at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weights, std::int64_t 
 
 // Weights (K, C, 3, 3), float32, transformed for tiles of `tile` x `tile` outputs: (panels, (tile + 2)^2, C, panel).
 // `turned`: of the convolution that gives the gradient in the input, C and K exchanged.
-at::Tensor winograd_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned);
+at::Tensor conv3x3_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned);
 
 void conv3x3_launch_cpu(const Conv3x3Args& args);
 

@@ -339,13 +339,13 @@ define(
 # ------------------------------------------------------------------------------------------------- conv3x3
 
 
-def _winograd_weights_fake(weight: Tensor, tile: int, turned: bool) -> Tensor:
+def _conv3x3_weights_fake(weight: Tensor, tile: int, turned: bool) -> Tensor:
     outputs, channels = weight.shape[:2] if not turned else (weight.shape[1], weight.shape[0])
     return weight.new_empty(-(-outputs // _panel()), (tile + 2) ** 2, channels, _panel())
 
 
-def _winograd_weights(weight: Tensor, tile: int, turned: bool) -> Tensor:
-    return _conv3x3.winograd_weights(_conv3x3.turned(weight) if turned else weight, tile, _panel())
+def _conv3x3_weights(weight: Tensor, tile: int, turned: bool) -> Tensor:
+    return _conv3x3.conv3x3_weights(_conv3x3.turned(weight) if turned else weight, tile, _panel())
 
 
 def _panel() -> int:
@@ -358,7 +358,7 @@ def _conv3x3_fake(x: Tensor, weights: Tensor, outputs: int, *rest: Any) -> Tenso
     return x.new_empty((x.shape[0], outputs, *x.shape[2:]))
 
 
-define("winograd_weights(Tensor weight, int tile, bool turned) -> Tensor", _winograd_weights_fake, _winograd_weights)
+define("conv3x3_weights(Tensor weight, int tile, bool turned) -> Tensor", _conv3x3_weights_fake, _conv3x3_weights)
 define(
     "conv3x3_winograd(Tensor x, Tensor weights, int outputs, int tile, Tensor? bias, Tensor? shift, Tensor? residual, "
     "float scale, Tensor? gain, Tensor? offset, bool silu) -> Tensor",

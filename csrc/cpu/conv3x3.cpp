@@ -16,7 +16,7 @@
 namespace fastscore {
 namespace {
 
-LaunchCounter launches("conv3x3_winograd"), weight_launches("winograd_weights");
+LaunchCounter launches("conv3x3_winograd"), weight_launches("conv3x3_weights");
 
 std::atomic<std::int64_t> workspace_bytes{0};
 
@@ -94,8 +94,8 @@ std::int64_t conv3x3_workspace() {
   return workspace_bytes;
 }
 
-at::Tensor winograd_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned) {
-  constexpr const char* op = "winograd_weights";
+at::Tensor conv3x3_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned) {
+  constexpr const char* op = "conv3x3_weights";
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, op,
                     ": weight must have shape (K, C, 3, 3), got ", weight.sizes());
   TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat, op, ": weight must be float32, got ", weight.scalar_type());
@@ -131,7 +131,7 @@ void conv3x3_launch_cpu(const Conv3x3Args& args) {
 
 TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   using namespace fastscore;
-  m.impl("winograd_weights", winograd_weights_cpu);
+  m.impl("conv3x3_weights", conv3x3_weights_cpu);
   m.impl("conv3x3_winograd", [](const at::Tensor& x, const at::Tensor& weights, std::int64_t outputs, std::int64_t tile,
                                 const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& shift,
                                 const std::optional<at::Tensor>& residual, double scale,

@@ -106,6 +106,20 @@ def _resample(args: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(size(x, taps, result), 2 * result.numel() * -(-taps.numel() // up**2))
 
 
+def _conv3x3_weights(args: tuple[Any, ...], result: Tensor) -> Cost:
+    weight, tile, _ = args
+    side = tile + 2  # nine weights, to (side, 3), then to (side, side) points
+    return Cost(size(weight, result), weight.numel() // 9 * 6 * side * (3 + side))
+
+
+def _conv3x3_winograd(args: tuple[Any, ...], result: Tensor) -> Cost:
+    x, _, outputs, tile, *_ = args
+    batch, channels, height, width = x.shape
+    tiles, points = batch * -(-height // tile) * -(-width // tile), (tile + 2) ** 2
+    front = FUNCTION * x.numel() if args[-1] else 0
+    return Cost(size(args, result), 2 * tiles * points * channels * outputs + front)
+
+
 def _hutchinson(args: tuple[Any, ...], result: Any) -> Cost:
     jvp, _, _, kind = args
     return Cost(size(jvp, result), jvp.numel() * (2 + (_NORMAL if kind == "gaussian" else 1)))
@@ -122,6 +136,8 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "attention_fwd": partial(_attention, 2),  # scores and weighted values
     "attention_bwd": partial(_attention, 5),  # scores again, and the gradients of weights, values, queries and keys
     "attention_jvp": partial(_attention, 6),  # two for the scores' tangent and two for the values' more
+    "conv3x3_weights": _conv3x3_weights,
+    "conv3x3_winograd": _conv3x3_winograd,
     "hutchinson": _hutchinson,
     "hutchinson_probe": _philox,
     "resample": _resample,

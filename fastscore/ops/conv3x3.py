@@ -179,7 +179,7 @@ def transformed(weight: Tensor, tile: int, turned: bool = False) -> Tensor:
     known = _TRANSFORMED.setdefault(weight, {})
     if known.get((tile, turned), (None,))[0] != version:
         with torch.no_grad():
-            known[tile, turned] = version, torch.ops.fastscore.winograd_weights(weight, tile, turned)
+            known[tile, turned] = version, torch.ops.fastscore.conv3x3_weights(weight, tile, turned)
     packed: Tensor = known[tile, turned][1]
     return packed
 

@@ -82,7 +82,7 @@ def _polynomial(roots: list[float] | tuple[float, ...]) -> Tensor:
     return result
 
 
-def winograd_weights(weight: Tensor, tile: int, panel: int) -> Tensor:
+def conv3x3_weights(weight: Tensor, tile: int, panel: int) -> Tensor:
     """(K, C, 3, 3) -> (ceil(K / panel), (tile + 2)^2, C, panel), zeros behind the last output.
 
     Computed in float64 and rounded once, to the dtype of the weights.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastscore import _backend, _library, reference
 from fastscore.ops import conv3x3
 from fastscore.ops.conv3x3 import transformed_bytes
-from fastscore.reference.conv3x3 import conv3x3_winograd, turned, winograd_weights
+from fastscore.reference.conv3x3 import conv3x3_weights, conv3x3_winograd, turned
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.inputs import LAYOUTS, as_layout, make_input
 from fastscore.testing.ops import (
@@ -86,7 +86,7 @@ def double(values: dict) -> dict:
 @pytest.mark.parametrize(("shape", "outputs"), SHAPES[:4], ids=str)
 def test_winograd_is_the_convolution(shape, outputs, tile):
     x, weight, around = make_case(shape, outputs, dtype=torch.float64)
-    weights = winograd_weights(weight, tile, 16)
+    weights = conv3x3_weights(weight, tile, 16)
     names = ("bias", "shift", "residual", "scale", "gain", "offset", "silu")
     actual = conv3x3_winograd(x, weights, outputs, tile, *(around[name] for name in names))
     torch.testing.assert_close(actual, definition(x, weight, **around), rtol=1e-12, atol=1e-12)
@@ -161,8 +161,8 @@ def test_zero_sizes(method):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weights_are_transformed_as_the_reference_does(method, transposed):
     weight = make_input((21, 35, 3, 3), "channels_last")
-    actual = torch.ops.fastscore.winograd_weights(weight, int(method[-1]), transposed)
-    expected = winograd_weights(turned(weight) if transposed else weight, int(method[-1]), actual.shape[-1])
+    actual = torch.ops.fastscore.conv3x3_weights(weight, int(method[-1]), transposed)
+    expected = conv3x3_weights(turned(weight) if transposed else weight, int(method[-1]), actual.shape[-1])
     torch.testing.assert_close(actual, expected, rtol=1.2e-7, atol=0)
 
 
@@ -185,7 +185,7 @@ def test_every_instruction_set(isa, tmp_path):
     cases = [(*make_case(shape, outputs), method) for shape, outputs in SHAPES for method in WINOGRAD]
     program = "results = [fastscore.ops.conv3x3(x, w, method=method, **around) for x, w, around, method in cases]"
     results, launches = run_on(isa, program, cases, tmp_path)
-    assert launches == {f"conv3x3_winograd.{isa}": len(cases), f"winograd_weights.{isa}": len(cases)}
+    assert launches == {f"conv3x3_winograd.{isa}": len(cases), f"conv3x3_weights.{isa}": len(cases)}
     for (x, weight, around, _), actual in zip(cases, results, strict=True):
         close_to(actual, x, weight, around)
 
@@ -197,7 +197,7 @@ def test_backends_ran():
     for method in WINOGRAD:
         _library.NATIVE.reset_launches()
         conv3x3(x, weight, method=method, **around)
-        assert _library.NATIVE.launches() == {f"conv3x3_winograd.{isa}": 1, f"winograd_weights.{isa}": 1}
+        assert _library.NATIVE.launches() == {f"conv3x3_winograd.{isa}": 1, f"conv3x3_weights.{isa}": 1}
         with _backend.backend("reference"):
             expected = conv3x3(x, weight, method=method, **around)
         assert torch.equal(expected, reference.conv3x3(x, weight, **around))
@@ -215,7 +215,7 @@ def test_transformed_weights_follow_the_parameter():
     def counted():
         _library.NATIVE.reset_launches()
         out = conv3x3(x, weight, method="winograd4")
-        return out, _library.NATIVE.launches().get(f"winograd_weights.{isa}", 0)
+        return out, _library.NATIVE.launches().get(f"conv3x3_weights.{isa}", 0)
 
     first, made = counted()
     assert made == 1
@@ -311,10 +311,10 @@ def test_vmap_joins_the_batch(method):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(layout):
     x, weight, around = make_case((2, 5, 6, 8), 7, layout)
-    weights = torch.ops.fastscore.winograd_weights(weight, 4, False)
+    weights = torch.ops.fastscore.conv3x3_weights(weight, 4, False)
     names = ("bias", "shift", "residual", "scale", "gain", "offset", "silu")
     torch.library.opcheck(RAW, (x, weights, 7, 4, *(around[name] for name in names)))
-    torch.library.opcheck(torch.ops.fastscore.winograd_weights.default, (weight, 4, True))
+    torch.library.opcheck(torch.ops.fastscore.conv3x3_weights.default, (weight, 4, True))
 
 
 def test_compiled_it_is_the_convolution():
