@@ -31,7 +31,7 @@ DRAWN = {  # sampler, steps, scale of the guidance
         *(("ddim", 25, 4.0), ("ddim", 25, 6.0), ("dpmpp-2m", 25, 4.0), ("dpmpp-2m", 25, 6.0)),
         *(("dpmpp-2m-sde", 25, 4.0), ("pc", 25, 4.0)),
     ],
-    "emoji32": [("ddim", 25, 3.0), ("dpmpp-2m", 25, 3.0), ("dpmpp-2m-sde", 25, 3.0), ("pc", 25, 3.0)],
+    "emoji32": [("ddim", 25, 3.0), ("dpmpp-2m", 25, 3.0), ("dpmpp-2m-sde", 25, 3.0)],
 }
 TIMES = (0.01, 0.2, 0.4, 0.6, 0.8)
 
