@@ -21,7 +21,7 @@ TRAINING = {"dropout", "init_scale", "fourier_scale"}
 UNSAID = {
     "ncsnpp": {"image_size", "centered", "scale_by_sigma", "skip_rescale", "fir", "fir_kernel"},
     "ddim": {"image_size"},
-    "adm": {"image_size", "num_heads", "num_head_channels", "use_new_attention_order"},
+    "adm": {"image_size", "null_class", "num_heads", "num_head_channels", "use_new_attention_order"},
     "ncsn": {"image_size", "centered"},
     "ncsnv2": {"image_size", "centered"},
 }
