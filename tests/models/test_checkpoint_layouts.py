@@ -16,12 +16,12 @@ LAYOUTS = {"ncsnpp": score_sde.layout, "ddim": ddim.layout, "adm": guided_diffus
 LAYOUTS |= {"ncsn": ncsn.ncsn, "ncsnv2": ncsn.ncsnv2}
 GOLDEN = Path(__file__).parents[1] / "golden" / "networks"
 
-# what nobody needs who does not train, and what no state dict tells
-TRAINING = {"dropout", "init_scale", "fourier_scale"}
+# what nobody needs who does not train, or who tells every class; and what no state dict tells
+UNNEEDED = {"dropout", "init_scale", "fourier_scale", "null_class"}
 UNSAID = {
     "ncsnpp": {"image_size", "centered", "scale_by_sigma", "skip_rescale", "fir", "fir_kernel"},
     "ddim": {"image_size"},
-    "adm": {"image_size", "null_class", "num_heads", "num_head_channels", "use_new_attention_order"},
+    "adm": {"image_size", "num_heads", "num_head_channels", "use_new_attention_order"},
     "ncsn": {"image_size", "centered"},
     "ncsnv2": {"image_size", "centered"},
 }
@@ -52,7 +52,7 @@ def assert_told(config, state, ignored=()):
         if name not in ignored:
             assert getattr(config, name) == value, name
     fields = {field.name for field in dataclasses.fields(config)}
-    untold = fields - set(told) - TRAINING - set(ignored) - {"attn_resolutions"}
+    untold = fields - set(told) - UNNEEDED - set(ignored) - {"attn_resolutions"}
     assert untold <= UNSAID[config.architecture], untold
     named = {name for names in layout.unsaid for name in names.split(" or ")}
     assert untold - {"fir_kernel"} == named - set(ignored)
