@@ -27,7 +27,4 @@ void conv3x3_launch_cpu(const Conv3x3Args& args);
 // Outputs whose weights lie side by side, on this CPU.
 std::int64_t conv3x3_panel();
 
-// Bytes that the threads keep to work in.
-std::int64_t conv3x3_workspace();
-
 }  // namespace fastscore

