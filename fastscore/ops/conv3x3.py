@@ -59,12 +59,12 @@ def conv3x3(
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     _check(x, weight, bias, gain, offset, shift, residual, scale, method)
-    if _backend.reference_asked(x.device):
+    chosen = _chosen(x, weight) if method == "auto" else method
+    if chosen == "direct" or _backend.reference_asked(x.device):
         return reference.conv3x3(
             x, weight, bias, gain=gain, offset=offset, silu=silu, shift=shift, residual=residual, scale=scale
         )
-    chosen = _chosen(x, weight) if method == "auto" else method
-    if chosen != "direct" and not needs_function(x, weight, bias, gain, offset, shift, residual):
+    if not needs_function(x, weight, bias, gain, offset, shift, residual):
         return _winograd(x, weight, chosen, bias, shift, residual, scale, gain, offset, silu)
     out = _convolved(in_front(x, gain, offset, silu), weight, chosen)
     return behind(out, bias, shift, residual, scale)
