@@ -11,7 +11,7 @@ from torch import Tensor
 from fastscore._checks import accumulation_dtype, wrong_type, wrong_value
 from fastscore.control.labels import check_labels
 from fastscore.control.replacement import per_row
-from fastscore.samplers.base import check_number, evaluating
+from fastscore.samplers.base import check_number, evaluating, without_parameter_gradients
 from fastscore.samplers.hooks import Hook, Moment
 from fastscore.samplers.row_network import RowNetwork
 from fastscore.score import Convention, convention_of
@@ -184,7 +184,7 @@ def gradient_through(
     pull: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """``(dD/dx)^T pull(D)`` at x (n, ...), where D is the clean image that the network predicts; like x."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), without_parameter_gradients(network):
         point = x.clone().requires_grad_()
         clean = predicted(network, convention, point, moment, "denoised")
         return torch.autograd.grad(clean, point, pull(clean.detach()).to(clean.dtype))[0]

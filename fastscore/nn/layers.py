@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastscore.nn.conv3x3 import Conv3x3
 from fastscore.nn.group_norm_silu import GroupNormSiLU
 
 
@@ -28,7 +29,12 @@ def conv(
 ) -> nn.Conv2d:
     """A convolution that keeps the image size at stride 1; `padding=0` leaves the border to the caller."""
     padding = size // 2 if padding is None else padding
-    layer = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding)
+    plain = (size, stride, padding) != (3, 1, 1)
+    layer = (
+        nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=padding)
+        if plain
+        else Conv3x3(in_channels, out_channels)
+    )
     variance_scaling_(layer.weight, scale, in_channels * size * size, out_channels * size * size)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
