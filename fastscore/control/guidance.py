@@ -11,7 +11,8 @@ from torch import Tensor
 from fastscore._checks import accumulation_dtype, wrong_type, wrong_value
 from fastscore.control.labels import check_labels
 from fastscore.control.replacement import per_row
-from fastscore.samplers.base import check_number, evaluating, without_parameter_gradients
+from fastscore.ops._derivatives import inputs_only
+from fastscore.samplers.base import check_number, evaluating
 from fastscore.samplers.hooks import Hook, Moment
 from fastscore.samplers.row_network import RowNetwork
 from fastscore.score import Convention, convention_of
@@ -184,7 +185,7 @@ def gradient_through(
     pull: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """``(dD/dx)^T pull(D)`` at x (n, ...), where D is the clean image that the network predicts; like x."""
-    with torch.inference_mode(False), torch.enable_grad(), without_parameter_gradients(network):
+    with torch.inference_mode(False), torch.enable_grad(), inputs_only():
         point = x.clone().requires_grad_()
         clean = predicted(network, convention, point, moment, "denoised")
         return torch.autograd.grad(clean, point, pull(clean.detach()).to(clean.dtype))[0]
@@ -192,7 +193,7 @@ def gradient_through(
 
 def _gradient(owner: str, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The gradient at x (n, ...) of a function that gives (n,), each from its own row."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), inputs_only():
         point = x.clone().requires_grad_()
         value = function(point)
         if not isinstance(value, Tensor):

@@ -14,6 +14,7 @@ from fastscore import _checks
 from fastscore.likelihood.constant_weights import ConstantWeights
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import Noise, as_noise
+from fastscore.ops._derivatives import inputs_only
 
 __all__ = ["MODES", "Divergence", "check_output", "divergence", "estimate", "standard_error"]
 
@@ -121,7 +122,7 @@ class _Reverse:
     def __init__(self, op: str, field: Field, x: Tensor, passes: int) -> None:
         self._left = passes
         self._x = x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), inputs_only():
             self._output = field(self._x)
         check_output(op, "field", self._output, x)
         if not self._output.requires_grad:

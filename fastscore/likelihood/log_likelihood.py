@@ -13,7 +13,7 @@ from fastscore.likelihood.divergence import MODES, standard_error
 from fastscore.likelihood.flow import AdaptiveFlow, AugmentedSlope, fixed_step_flow
 from fastscore.likelihood.probes import Probes
 from fastscore.noise import Noise, as_noise
-from fastscore.samplers.base import check_choice, check_count, check_number, evaluating, without_parameter_gradients
+from fastscore.samplers.base import check_choice, check_count, check_number, evaluating
 from fastscore.samplers.grid import time_grid
 from fastscore.samplers.loop import checked_result
 from fastscore.samplers.ode import ODE_METHODS
@@ -126,7 +126,7 @@ def log_likelihood(
     data = x.to(_checks.accumulation_dtype(x.dtype))
     source = Probes.of(_OWNER, data, as_noise(seed, noise), method, probes, kind, draw=1)
     slope = AugmentedSlope(model, sde, convention or convention_of(model, sde), x.dtype, source, method, mode)
-    with evaluating(model), without_parameter_gradients(model):
+    with evaluating(model):
         if steps is None:
             flow = AdaptiveFlow(slope, rtol=rtol, atol=atol, norm=norm, max_steps=max_steps, eps=eps)
             state, nfe, finished = flow.flow(slope.start(x), progress)

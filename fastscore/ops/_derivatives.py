@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +21,27 @@ def needs_function(*tensors: Tensor | None) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+_INPUTS_ONLY: ContextVar[bool] = ContextVar("inputs_only", default=False)
+
+
+@contextmanager
+def inputs_only() -> Iterator[None]:
+    """A region in which nobody will ask for gradients of parameters (leaves that the input is not).
+
+    An autograd.Function cannot know: it is told to give the gradient of every tensor that requires one.
+    """
+    token = _INPUTS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _INPUTS_ONLY.reset(token)
+
+
+def wanted(parameter: Tensor) -> bool:
+    """Whether a backward pass may be asked for the gradient of a parameter of an op; to be called in its forward."""
+    return parameter.requires_grad and not (_INPUTS_ONLY.get() and parameter.is_leaf)
 
 
 def copied(x: Tensor) -> Callable[[Any], Any]:

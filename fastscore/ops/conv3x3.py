@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fastscore import _backend, _checks, reference
 from fastscore._library import NATIVE
-from fastscore.ops._derivatives import needs_function
+from fastscore.ops._derivatives import needs_function, wanted
 from fastscore.reference.conv3x3 import behind, in_front
 from fastscore.reference.conv3x3 import turned as _turned
 
@@ -207,6 +207,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, *ctx.settings = inputs
+        ctx.weight_wanted = wanted(weight)
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         ctx.set_materialize_grads(False)
@@ -220,7 +221,7 @@ class _Convolution(torch.autograd.Function):
         method, turned = ctx.settings
         grad_x = _convolved(grad, weight, method, not turned) if ctx.needs_input_grad[0] else None
         grad_weight = None
-        if ctx.needs_input_grad[1]:  # the turned convolution has x and the gradient exchanged
+        if ctx.needs_input_grad[1] and ctx.weight_wanted:  # the turned convolution has x and the gradient exchanged
             grad_weight = _weight_gradient(x, grad, weight) if turned else _weight_gradient(grad, x, weight)
         return grad_x, grad_weight, None, None
 

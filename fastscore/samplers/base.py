@@ -33,7 +33,6 @@ __all__ = [
     "check_count",
     "check_number",
     "evaluating",
-    "without_parameter_gradients",
 ]
 
 Callback = Callable[[int, Any, Tensor], None]  # index, what was done (a Step, or a Trial), and the state
@@ -341,19 +340,6 @@ def check_choice(owner: str, name: str, value: object, known: Sequence[str]) -> 
 def _device_of(model: object) -> torch.device:
     parameter = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def without_parameter_gradients(model: object) -> Iterator[None]:
-    """Parameters need no gradient meanwhile: a backward pass to the input would compute those of fused layers too."""
-    trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -78,6 +78,8 @@ def test_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward is traced on the host and run on CUDA tensors: torch's autograd engine asks for a driver."""
     attention = importlib.import_module("fastscore.ops.attention")  # the module, not its function
     monkeypatch.setattr(attention, "_torch_is_better", lambda *_: False)  # as on a GPU in float32
+    convolution = importlib.import_module("fastscore.ops.conv3x3")
+    monkeypatch.setattr(convolution, "_chosen", lambda *_: "direct")  # likewise
     with FakeTensorMode() as mode:
         network, x, labels = made(name, "cpu")
         parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}

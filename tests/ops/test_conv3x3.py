@@ -1,15 +1,18 @@
 """conv3x3: every method against the definition, what must not change, derivatives, kept weights, bad arguments."""
 
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastscore import _backend, _library, reference
 from fastscore.ops import conv3x3
+from fastscore.ops._derivatives import inputs_only
 from fastscore.ops.conv3x3 import transformed_bytes
 from fastscore.reference.conv3x3 import conv3x3_weights, conv3x3_winograd, turned
 from fastscore.testing import assert_error_within_budget
@@ -291,6 +294,40 @@ def test_the_gradient_is_a_launch_and_so_is_its_gradient():
     exact = x.detach().double().requires_grad_()
     (g,) = torch.autograd.grad(definition(exact, weight.double()).square().sum(), exact, create_graph=True)
     torch.testing.assert_close(second, torch.autograd.grad(g.square().sum(), exact)[0].float(), rtol=2e-5, atol=2e-4)
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@native
+def test_gradients_of_parameters_may_be_left_out():
+    """Those that are leaves: a weight that is computed from the input passes its gradient on to it."""
+    x, weight, _ = make_case((1, 8, 6, 6), 8)
+    weight.requires_grad_()
+    for only in (False, True):
+        x.requires_grad_()
+        with inputs_only() if only else nullcontext():
+            out = conv3x3(x, weight, method="winograd4").sum()
+        with Operators() as ran:
+            torch.autograd.grad(out, x)
+        assert ("aten::convolution_backward" in ran.names) == (not only)
+
+    def made(x):
+        return conv3x3(x, weight.detach() * x.sum(), method="winograd4").sum()
+
+    with inputs_only():
+        out = made(x)
+    (actual,) = torch.autograd.grad(out, x)
+    torch.testing.assert_close(actual, torch.autograd.grad(made(x), x)[0])
 
 
 @native
