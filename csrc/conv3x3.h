@@ -18,6 +18,14 @@ at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weights, std::int64_t 
                    const std::optional<at::Tensor>& residual, double scale, const std::optional<at::Tensor>& gain,
                    const std::optional<at::Tensor>& offset, bool silu, Conv3x3Launch launch);
 
+// The same into `out`; images are pixel rows (pixel_rows.h), and so are parameters, as they are: nothing is copied, no
+// memory is allocated. `upsample`: x has half the height and width of out, and each of its pixels is read four times.
+void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t outputs, std::int64_t tile,
+                  const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& shift,
+                  const std::optional<at::Tensor>& residual, double scale, const std::optional<at::Tensor>& gain,
+                  const std::optional<at::Tensor>& offset, bool silu, bool upsample,
+                  const std::optional<at::Tensor>& statistics, const at::Tensor& out, Conv3x3Launch launch);
+
 // Weights (K, C, 3, 3), float32, transformed for tiles of `tile` x `tile` outputs: (panels, (tile + 2)^2, C, panel).
 // `turned`: of the convolution that gives the gradient in the input, C and K exchanged.
 at::Tensor conv3x3_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool turned);

@@ -365,6 +365,13 @@ define(
     _conv3x3_fake,
     _conv3x3.conv3x3_winograd,
 )
+define(
+    "conv3x3_winograd_into(Tensor x, Tensor weights, int outputs, int tile, Tensor? bias, Tensor? shift, "
+    "Tensor? residual, float scale, Tensor? gain, Tensor? offset, bool silu, bool upsample, Tensor(a!)? statistics, "
+    "Tensor(b!) out) -> ()",
+    lambda *_: None,
+    _conv3x3.conv3x3_winograd_into,
+)
 
 # ------------------------------------------------------------------------------------------------- attention
 

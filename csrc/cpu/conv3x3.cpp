@@ -125,4 +125,13 @@ TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
                                 bool silu) {
     return conv3x3(x, weights, outputs, tile, bias, shift, residual, scale, gain, offset, silu, conv3x3_launch_cpu);
   });
+  m.impl("conv3x3_winograd_into",
+         [](const at::Tensor& x, const at::Tensor& weights, std::int64_t outputs, std::int64_t tile,
+            const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& shift,
+            const std::optional<at::Tensor>& residual, double scale, const std::optional<at::Tensor>& gain,
+            const std::optional<at::Tensor>& offset, bool silu, bool upsample,
+            const std::optional<at::Tensor>& statistics, const at::Tensor& out) {
+           conv3x3_into(x, weights, outputs, tile, bias, shift, residual, scale, gain, offset, silu, upsample,
+                        statistics, out, conv3x3_launch_cpu);
+         });
 }

@@ -126,3 +126,27 @@ def conv3x3_winograd(
     out = out.reshape(batch, outputs, down * tile, across * tile)[:, :, :height, :width]
     out = behind(out, bias, shift, residual, scale)
     return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def conv3x3_winograd_into(
+    x: Tensor,
+    weights: Tensor,
+    outputs: int,
+    tile: int,
+    bias: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    scale: float,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    silu: bool,
+    upsample: bool,
+    statistics: Tensor | None,
+    out: Tensor,
+) -> None:
+    """`conv3x3_winograd` into `out`; `upsample`: of x enlarged twice by nearest neighbor."""
+    if statistics is not None:
+        raise NotImplementedError("conv3x3_winograd: statistics must be None")
+    if upsample:
+        x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    out.copy_(conv3x3_winograd(x, weights, outputs, tile, bias, shift, residual, scale, gain, offset, silu))

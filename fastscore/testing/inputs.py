@@ -43,6 +43,17 @@ def apart(tensor: Tensor, gap: int) -> Tensor:
     return buffer.as_strided(tensor.shape, (stride, *tensor.stride()[1:])).copy_(tensor)
 
 
+def among_channels(image: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
+    """The values of `image` (B, C, H, W) as a slice of the channels of a channels-last tensor, NaN elsewhere.
+
+    Returns:
+        The slice, which stands behind `before` channels and in front of `after`, and the whole tensor.
+    """
+    batch, channels, height, width = image.shape
+    whole = image.new_full((batch, height, width, before + channels + after), float("nan")).movedim(-1, 1)
+    return whole[:, before : before + channels].copy_(image), whole
+
+
 def make_input(
     shape: tuple[int, ...],
     layout: str = "contiguous",

@@ -137,20 +137,34 @@ class Convolution {
       }
       clear(to, 1);
       clear(to + (args_.width + 1) * chunk, columns_ - args_.width - 1);
-      const float* from = args_.x + (sample * args_.height + y) * args_.width * args_.channels + c;
       to += chunk;
-      if (args_.gain == nullptr) {
-        for (int64_t x = 0; x < args_.width; ++x, from += args_.channels, to += chunk)
-          each_vector<float>(n, [&](int64_t i, auto part) { store(to + i, load(from + i, part)); });
-        continue;
-      }
-      const float *gain = args_.gain + sample * args_.channels + c, *offset = args_.offset + (gain - args_.gain);
-      for (int64_t x = 0; x < args_.width; ++x, from += args_.channels, to += chunk)
-        each_vector<float>(n, [&](int64_t i, auto part) {
-          const vf32 value = fma(load(from + i, part), load(gain + i, part), load(offset + i, part));
-          store(to + i, args_.silu ? silu<false>(value) : value);
+      if (args_.gain != nullptr) {
+        const float *gain = args_.gain + sample * args_.gain_stride + c,
+                    *offset = args_.offset + sample * args_.offset_stride + c;
+        read_row(sample, y, c, n, to, [&](int64_t i, vf32 value, auto part) __attribute__((always_inline)) {
+          value = fma(value, load(gain + i, part), load(offset + i, part));
+          return args_.silu ? silu<false>(value) : value;
         });
+      } else if (args_.silu) {
+        read_row(sample, y, c, n, to, [](int64_t, vf32 value, auto) { return silu<false>(value); });
+      } else {
+        read_row(sample, y, c, n, to, [](int64_t, vf32 value, auto) { return value; });
+      }
     }
+  }
+
+  // Channels [c, c + n) of a row of pixels, through f(channel - c, vector, part).
+  template <class F>
+  void read_row(int64_t sample, int64_t y, int64_t c, int64_t n, float* to, F&& f) const {
+    const int64_t times = args_.upsample ? 2 : 1;
+    const int64_t height = args_.height / times, width = args_.width / times;
+    const float* from = args_.x + (sample * height + y / times) * width * args_.x_stride + c;
+    for (int64_t x = 0; x < width; ++x, from += args_.x_stride, to += times * chunk)
+      each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
+        const vf32 value = f(i, load(from + i, part), part);
+        store(to + i, value);
+        if (args_.upsample) store(to + chunk + i, value);
+      });
   }
 
   static void clear(float* to, int64_t columns) {
@@ -198,25 +212,26 @@ class Convolution {
       const int64_t rows = smaller(m, args_.height - row);
       for (int64_t t = 0; t < across_; ++t) {
         const float* from = products_ + (s * across_ + t) * product_row_;
-        const int64_t at = ((sample * args_.height + row) * args_.width + t * m) * args_.outputs + k;
+        const int64_t pixel = (sample * args_.height + row) * args_.width + t * m;
         const int64_t columns = smaller(m, args_.width - t * m);
         each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
-          write_tile(from + i, sample * args_.outputs + k + i, k + i, at + i, rows, columns, part);
+          write_tile(from + i, sample, pixel, k + i, rows, columns, part);
         });
       }
     }
   }
 
+  // What is added to output k of all pixels of a sample.
   template <class Part>
-  FASTSCORE_INLINE vf32 constant(const Conv3x3Args& args, int64_t at_shift, int64_t at_bias, Part part) {
+  __attribute__((always_inline)) vf32 constant(int64_t sample, int64_t k, Part part) const {
     vf32 value = splat(0.0f);
-    if (args.bias != nullptr) value = value + load(args.bias + at_bias, part);
-    if (args.shift != nullptr) value = value + load(args.shift + at_shift, part);
+    if (args_.bias != nullptr) value = value + load(args_.bias + k, part);
+    if (args_.shift != nullptr) value = value + load(args_.shift + sample * args_.shift_stride + k, part);
     return value;
   }
 
   template <class Part>
-  __attribute__((always_inline)) void write_tile(const float* from, int64_t at_shift, int64_t at_bias, int64_t at,
+  __attribute__((always_inline)) void write_tile(const float* from, int64_t sample, int64_t pixel, int64_t k,
                                                  int64_t rows, int64_t columns, Part part) const {
     vf32 y[m][size];
     for (int j = 0; j < size; ++j) {
@@ -227,15 +242,15 @@ class Convolution {
 #pragma GCC unroll 4
       for (int i = 0; i < m; ++i) y[i][j] = out[i];
     }
-    const vf32 added = constant(args_, at_shift, at_bias, part), scale = splat(args_.scale);
-    for (int64_t i = 0; i < rows; ++i) {
+    const vf32 added = constant(sample, k, part), scale = splat(args_.scale);
+    for (int64_t i = 0; i < rows; ++i, pixel += args_.width) {
       vf32 out[m];
       W::output(y[i], out);
-      int64_t to = at + i * args_.width * args_.outputs;
-      for (int64_t j = 0; j < columns; ++j, to += args_.outputs) {
+      for (int64_t j = 0; j < columns; ++j) {
         vf32 value = out[j] + added;
-        if (args_.residual != nullptr) value = value + load(args_.residual + to, part);
-        store(args_.out + to, value * scale, part);
+        if (args_.residual != nullptr)
+          value = value + load(args_.residual + (pixel + j) * args_.residual_stride + k, part);
+        store(args_.out + (pixel + j) * args_.out_stride + k, value * scale, part);
       }
     }
   }
