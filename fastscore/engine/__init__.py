@@ -1,0 +1,9 @@
+"""The CPU engine: a network traced once, and run as fused calls in memory planned beforehand.
+
+`fastscore.accelerate(model, optimize="cpu")` puts it in front of a network.
+"""
+
+from fastscore.engine.program import Program
+from fastscore.engine.trace import Untraceable
+
+__all__ = ["Program", "Untraceable"]
