@@ -50,7 +50,8 @@ class Fused:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # pickle cannot find a class that was made at run time
-        return _new, (self.mixin, self.stock), self.__dict__
+        mixins = mixins_of(type(self))
+        return _new, (mixins, stock_of(type(self))), self.__dict__
 
 
 _CLASSES: dict[tuple[type[Fused], type[nn.Module]], type[nn.Module]] = {}
@@ -77,8 +78,27 @@ def unswap(module: Any) -> None:
     module.__class__ = module.stock
 
 
-def _new(mixin: type[Fused], stock: type[nn.Module]) -> Any:
-    cls = fused_class(mixin, stock)
+def mixins_of(cls: Any) -> list[type[Fused]]:
+    """What stands in front of somebody's class, the outermost first."""
+    found = []
+    while issubclass(cls, Fused):
+        found.append(cls.mixin)
+        cls = cls.stock
+    return found
+
+
+def stock_of(cls: Any) -> type[nn.Module]:
+    """Somebody's class."""
+    while issubclass(cls, Fused):
+        cls = cls.stock
+    stock: type[nn.Module] = cls
+    return stock
+
+
+def _new(mixins: list[type[Fused]], stock: type[nn.Module]) -> Any:
+    cls = stock
+    for mixin in reversed(mixins):
+        cls = fused_class(mixin, cls)
     return cls.__new__(cls)
 
 

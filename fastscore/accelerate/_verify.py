@@ -83,10 +83,13 @@ def _run(model: nn.Module, arguments: Arguments) -> Results:
             gradients: Sequence[Tensor | None] = ()
             if sums and leaves:
                 gradients = torch.autograd.grad(sums, leaves, allow_unused=True)
+            with torch.no_grad():
+                alone = list(_tensors(model(*positional, **named)))
     finally:
         for module, mode in training.items():
             module.training = mode
     results = [(f"output {i}", out.detach()) for i, out in enumerate(outputs)]
+    results += [(f"output {i} without gradients", out) for i, out in enumerate(alone)]
     return results + [(f"gradient {i}", g) for i, g in enumerate(gradients) if g is not None]
 
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from fastscore.accelerate import ddim, diffusers, edm, guided_diffusion, score_sde, sequential
 from fastscore.accelerate._layers import is_group_norm, is_silu
-from fastscore.accelerate._swap import Finding, Fused, definer, hooked, swap, unswap
+from fastscore.accelerate._swap import Finding, Fused, definer, hooked, mixins_of, swap, unswap
 from fastscore.accelerate.report import Entry, Report
 from fastscore.accelerate.sequential import FusedActivation, FusedNorm
 
 _PEERS = (diffusers, score_sde, ddim, guided_diffusion, edm, sequential)
 MIXINS = [mixin for peer in _PEERS for mixin in peer.MIXINS]
 PAIRS = diffusers.PAIRS
-_CONVOLUTION = "torch's own 3x3 convolution is the fastest there is so far"
+_CONVOLUTION = "torch's own; optimize=\"cpu\" takes those of stride 1 and padding 1"
 
 
 def accelerate_modules(model: nn.Module) -> Report:
@@ -42,7 +42,7 @@ def accelerate_modules(model: nn.Module) -> Report:
 def restore_modules(model: nn.Module) -> None:
     """Undo it."""
     for module in model.modules():
-        if isinstance(module, Fused):
+        while isinstance(module, Fused):
             unswap(module)
 
 
@@ -66,7 +66,7 @@ def _exchange(report: Report, name: str, module: nn.Module) -> set[int]:
 
 def _mixins_of(module: nn.Module) -> list[type[Fused]]:
     if isinstance(module, Fused):
-        return [type(module).mixin] if hasattr(type(module).mixin, "names") else []
+        return [mixin for mixin in mixins_of(type(module)) if hasattr(mixin, "names")]
     names = {
         cls.__name__ for cls in type(module).__mro__ if not cls.__module__.startswith("torch.") or cls is nn.Sequential
     }

@@ -3,7 +3,8 @@
 `fastscore.accelerate(model, optimize="cpu")` puts it in front of a network.
 """
 
+from fastscore.engine.module import Engine
 from fastscore.engine.program import Program
 from fastscore.engine.trace import Untraceable
 
-__all__ = ["Program", "Untraceable"]
+__all__ = ["Engine", "Program", "Untraceable"]

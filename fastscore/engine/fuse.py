@@ -146,14 +146,14 @@ def _added(layer: Layer, current: fx.Node, user: fx.Node, viewed: bool) -> bool:
 
 
 def front_of(node: fx.Node, *, views: bool) -> Front:
-    """What stands in front of a layer that reads `node`; `views`: whether it reads rows, of whatever shape."""
+    """What stands in front of a layer that reads `node`; `views`: whether it reads pixel by pixel, of whatever shape."""
     front = Front(node)
     while front.norm is None:
         current = front.base
-        if views and current.target in VIEWS and _numel(current) == _numel(current.args[0]):
+        if views and not front.upsample and current.target in VIEWS and _numel(current) == _numel(current.args[0]):
             front.views.insert(0, current)
             front.base = current.args[0]  # type: ignore[assignment]
-        elif not views and not front.upsample and enlarges(current):
+        elif not front.views and not front.upsample and enlarges(current):
             front.upsample = True
             front.base = current.args[0]  # type: ignore[assignment]
         elif current.target is aten.silu.default and not front.silu:

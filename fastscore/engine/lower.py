@@ -69,15 +69,17 @@ class Lowering:
     # ------------------------------------------------------------------------------------------------ what belongs together
 
     def _find_layers(self) -> None:
+        taken: set[fx.Node] = set()
         for node in self._traced.graph.nodes:
             if not is_layer(node):
                 continue
-            layer = layer_at(node, self._layers)
+            layer = layer_at(node, taken)
             current: fx.Node = node
             while current is not layer.last:
                 self._absorbed.add(current)
                 (current,) = current.users
             self._layers[layer.last] = layer
+            taken |= {*self._absorbed, layer.last}
 
     def _find_siblings(self) -> None:
         """Linear layers that read the same thing: one product."""
@@ -85,7 +87,9 @@ class Lowering:
         for layer in self._layers.values():
             if layer.plain and self._pointwise(layer.anchor):
                 front = front_of(layer.anchor.args[0], views=True)  # type: ignore[arg-type]
-                rank = layer.anchor.target, len(shape_of(layer.anchor)), len(layer.anchor.args) > 2
+                if front.upsample:
+                    continue
+                rank = layer.anchor.target, len(shape_of(layer.anchor)), _bias_of(layer.anchor) is not None
                 groups.setdefault((front.key, rank), []).append(layer)
         for group in groups.values():
             if len(group) > 1:
@@ -302,7 +306,7 @@ class Lowering:
             at += width
 
     def _parameters(self, anchor: fx.Node) -> tuple[Ref, Ref | None]:
-        bias = anchor.args[2] if len(anchor.args) > 2 else None
+        bias = _bias_of(anchor)
         return self._ref(anchor.args[1]), None if bias is None else self._ref(bias)  # type: ignore[arg-type]
 
     def _output(self, layer: Layer) -> tuple[Ref, Ref]:
@@ -346,7 +350,7 @@ class Lowering:
         if front.norm is not None and (as_pixels(_as_image(base.meta)) is None or base.shape[0] != target.shape[0]):
             return None
         rows = as_pixels(meta) if meta.dim() == 4 and not front.views else as_rows(meta)
-        if not pointwise:
+        if not pointwise or front.upsample:
             return None if rows is None else base.view(rows)
         if rows is None or (front.norm is not None and rows.shape[1] != base.shape[1]):
             return None
@@ -436,6 +440,10 @@ class Lowering:
         packed = self._packed(partial(transformed, tile=tile), weight)
         args = (x, packed, outputs, tile, *behind, *front, None, out)
         self._emit(native.conv3x3_winograd_into.default, args, (out,), f"conv3x3 F({tile}x{tile})")
+
+
+def _bias_of(layer: fx.Node) -> fx.Node | None:
+    return layer.args[2] if len(layer.args) > 2 else None  # type: ignore[return-value]
 
 
 def _pads(node: fx.Node) -> int | None:

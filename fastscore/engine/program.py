@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,14 @@ class Program:
     def calls(self) -> list[str]:
         """The names of the operations, in order."""
         return [call.name for call in (*self._early, *self._late)]
+
+    def __str__(self) -> str:
+        names = [call.name for call in self._late]
+        mebi = 2**20
+        text = f"{len(names)} calls a step, {self.arena_bytes / mebi:.0f} MiB for values, "
+        text += f"{self.packed_bytes / mebi:.0f} MiB of transformed weights"
+        unfused = ", ".join(f"{count} {name}" for name, count in Counter(self.unfused).items())
+        return text + (f"; as torch computes it: {unfused}" if unfused else "")
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """The result for the flattened arguments; None where another thread is running it."""

@@ -98,6 +98,8 @@ def is_norm(node: fx.Node) -> bool:
 def _simplify(graph: fx.Graph) -> None:
     """Leave out what changes nothing, write embeddings in front of a norm as sums, join what is computed twice."""
     for node in list(graph.nodes):
+        if node._erased:  # together with one before it
+            continue
         if node.target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)
             continue
@@ -107,6 +109,8 @@ def _simplify(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is native.group_norm_silu_fwd.default and node.args[3] is not None:
             _sum_in_front(graph, node)
+        elif node.target is aten.matmul.default and len(shape_of(node.args[1])) == 2:
+            _linear(graph, node)
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or _random(node):
@@ -151,6 +155,29 @@ def _sum_in_front(graph: fx.Graph, node: fx.Node) -> None:
         total = graph.call_function(aten.add.Tensor, (x, rows))
         total.meta["val"] = torch.empty(val.shape, dtype=val.dtype, device="meta")
     node.args = (total, weight, bias, None, *rest)
+
+
+def _linear(graph: fx.Graph, node: fx.Node) -> None:
+    """Write a product with a matrix, and the sum with a row that follows it, as a linear layer."""
+    x, matrix = node.args
+    assert isinstance(matrix, fx.Node)
+    if matrix.op != "placeholder":
+        return
+    last, bias = node, None
+    (user, *others) = node.users
+    if not others and user.target is aten.add.Tensor and user.args[0] is node and not user.kwargs:
+        row = user.args[1]
+        if isinstance(row, fx.Node) and row.op == "placeholder" and shape_of(row) == shape_of(node)[-1:]:
+            last, bias = user, row
+    with graph.inserting_before(last):
+        weight = graph.call_function(aten.t.default, (matrix,))
+        weight.meta["val"] = torch.empty(shape_of(matrix)[::-1], dtype=matrix.meta["val"].dtype, device="meta")
+        layer = graph.call_function(aten.linear.default, (x, weight, bias))
+    layer.meta["val"] = last.meta["val"]
+    last.replace_all_uses_with(layer)
+    graph.erase_node(last)
+    if last is not node:
+        graph.erase_node(node)
 
 
 def _random(node: fx.Node) -> bool:
