@@ -3,12 +3,17 @@
 pytest-benchmark times one test after the other. On a machine with other work on it that compares moments, not
 contenders. So the first test of a case times all its contenders in turns (`fastscore.testing.timing.race`, after
 the numbers were checked), and every test hands its recorded durations to pytest-benchmark through a clock that
-replays them. Tables and JSON are pytest-benchmark's own; `extra_info` adds speed-up, traffic and the kernel that ran.
+replays them. Tables and JSON are pytest-benchmark's own; `extra_info` adds speed-up, traffic, floor and the kernel that
+ran, and what it ran on.
 
     pytest benchmarks/ --benchmark-only --benchmark-json=out/benchmarks.json
     python scripts/benchmark_table.py out/benchmarks.json README.md
+    python scripts/plot_benchmarks.py out/benchmarks.json out/benchmarks.png
 
-The tensors are on a GPU where there is one, unless `--device cpu` is given.
+The tensors are on a GPU where there is one, unless `--device cpu` is given. `--quick` takes five minutes: the first
+case of each test, or those that its module names in QUICK, and fewer rounds.
+
+ATEN_CPU_CAPABILITY=avx2 holds every contender to AVX2, for which ONNX Runtime needs a C compiler.
 """
 
 import os
@@ -24,6 +29,9 @@ from fastscore.testing.timing import Case, Result, machine, race
 # The compiler's cache does not tell ATEN_CPU_CAPABILITY apart, and code cached for wider vectors computes garbage.
 _CACHE = Path(tempfile.gettempdir(), f"fastscore-inductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHE))
+
+if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")  # of torch's convolutions, and of OpenVINO
 
 CONTENDERS = ("eager", "torch.compile", "fastscore")
 
@@ -54,6 +62,7 @@ CLOCK = ReplayClock()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), help="what to measure on; cuda where there is one, else cpu")
+    parser.addoption("--quick", action="store_true", help="fewer cases and rounds: five minutes in all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,9 +82,28 @@ def device(pytestconfig: pytest.Config) -> torch.device:
     return _device(pytestconfig)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+    if config.getoption("--quick"):
+        kept = _quick(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def _quick(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of every test, the contenders of the cases in QUICK of its module, words of their ids; else of the first case."""
+    kept, first = [], {}
+    for item in items:
+        case = {name: value for name, value in item.callspec.params.items() if name != "contender"}
+        words = getattr(item.module, "QUICK", None)
+        if words is None:
+            wanted = first.setdefault(item.originalname, case) == case
+        else:
+            wanted = any(word in item.name for word in words)
+        if wanted:
+            kept.append(item)
+    return kept
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
@@ -101,9 +129,16 @@ def results() -> dict[str, Result]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def found(pytestconfig: pytest.Config) -> dict[str, str | int | float]:
+    """What is measured, and on what."""
+    return machine(_device(pytestconfig))
+
+
 @pytest.fixture
-def report(benchmark, results: dict[str, Result]) -> Callable[[Case, str], None]:
+def report(benchmark, results: dict[str, Result], found, pytestconfig) -> Callable[[Case, str], None]:
     """`report(case, contender)` times the case if nobody did yet, and reports one contender to pytest-benchmark."""
+    effort = {"seconds": 0.5, "min_rounds": 3} if pytestconfig.getoption("--quick") else {}
 
     def run(case: Case, contender: str) -> None:
         key = f"{case.op} {case.label}"
@@ -113,7 +148,7 @@ def report(benchmark, results: dict[str, Result]) -> Callable[[Case, str], None]
             return
         if key not in results:
             torch.manual_seed(0)
-            results[key] = race(case)
+            results[key] = race(case, **effort)
         result = results[key]
         durations, traffic = result.seconds[contender], result.traffic[contender]
         benchmark.group = key
@@ -126,7 +161,9 @@ def report(benchmark, results: dict[str, Result]) -> Callable[[Case, str], None]
             traffic_in_state_sizes=traffic and traffic.moved,
             operators=traffic and traffic.calls,
             bytes_per_second=result.bandwidth(contender),
+            floor_seconds=result.floor if contender == "fastscore" else None,
             kernels=result.launched if contender == "fastscore" else [],
+            **found,
         )
         benchmark.pedantic(CLOCK.play(durations), rounds=len(durations), iterations=1)
 

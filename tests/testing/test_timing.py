@@ -1,10 +1,12 @@
+import importlib.metadata
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fastscore.testing.timing import Case, _stopwatch, machine, race
+from fastscore.testing.timing import Case, _copy, _least, _stopwatch, machine, matmul_rate, race
 
 
 def _case(check=lambda: None, steps=1):
@@ -42,6 +44,33 @@ def test_times_and_traffic_are_per_step():
     assert result.traffic["eager"].moved == 0.5
 
 
+def test_a_floor_is_what_the_kernels_of_fastscore_cannot_do_without():
+    x = torch.ones(400, 300)
+    case = Case("x", "y", {"fastscore": lambda: (x + 1).exp()}, lambda: None, x, steps=2)
+    moved, operations = _least(case)
+    assert (moved, operations) == (2 * 4 * x.numel(), x.numel())  # per step: read once, written once
+    assert _copy(moved, x.device)().nbytes == moved / 2  # as many are read
+    result = race(case, seconds=0, min_rounds=5)
+    assert 0 < result.floor < 2 * result.median("fastscore")
+    a = torch.ones(256, 256)
+    product = Case("x", "y", {"fastscore": lambda: a @ a}, lambda: None, a)
+    assert _least(product)[1] == 2 * 256**3
+    assert race(product, seconds=0, min_rounds=1).floor >= 2 * 256**3 / matmul_rate(a.device, a.dtype)
+
+
+def test_there_is_no_floor_without_a_contender_of_ours_or_where_none_is_asked_for():
+    x = torch.ones(4)
+    runs = {"fastscore": lambda: x + 1}
+    assert race(Case("x", "y", {"eager": runs["fastscore"]}, lambda: None, x), seconds=0, min_rounds=1).floor is None
+    assert race(Case("x", "y", runs, lambda: None, x, floor=False), seconds=0, min_rounds=1).floor is None
+
+
+def test_attention_on_cpu_is_counted_by_its_products():
+    q, k, v = (torch.rand(2, 3, n, 8) for n in (32, 64, 64))
+    case = Case("x", "y", {"fastscore": lambda: F.scaled_dot_product_attention(q, k, v)}, lambda: None, q)
+    assert _least(case)[1] == 2 * 2 * (2 * 3 * 32 * 64 * 8)
+
+
 def test_nothing_is_timed_before_the_check_passes():
     ran = []
 
@@ -59,7 +88,9 @@ def test_machine_says_what_was_measured_on():
     assert found["threads"] == torch.get_num_threads()
     assert found["capability"] == torch.backends.cpu.get_cpu_capability()
     assert found["load"] >= 0
-    assert all(found[key] for key in ("cpu", "torch"))
+    assert all(found[key] for key in ("cpu", "torch", "commit"))
+    assert found["device"] == "cpu"
+    assert found["torchdiffeq"] == importlib.metadata.version("torchdiffeq")
     assert "gpu" not in found
 
 
