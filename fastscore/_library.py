@@ -24,6 +24,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTens
 
 from fastscore.reference._strides import is_dense
 from fastscore.reference.error_norm import error_norm as _error_norm
+from fastscore.reference.group_affine import group_affine_into as _group_affine_into
 from fastscore.reference.hutchinson import hutchinson as _hutchinson
 from fastscore.reference.hutchinson import hutchinson_probe as _hutchinson_probe
 from fastscore.reference.langevin_step import langevin_step as _langevin_step
@@ -318,6 +319,15 @@ define(
     lambda x, *_: _group_norm_silu.empty_like_x(x),
     _group_norm_silu.group_norm_silu_jvp,
     "group_norm_silu",
+)
+
+# ------------------------------------------------------------------------------------------------- group_affine
+
+define(
+    "group_affine_into(Tensor x, int groups, float eps, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
+    "Tensor(a!) gain, Tensor(b!) offset) -> ()",
+    lambda *_: None,
+    _group_affine_into,
 )
 
 # ------------------------------------------------------------------------------------------------- resample
