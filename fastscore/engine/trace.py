@@ -43,7 +43,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
     """Trace `model` by `torch.export`. Raises Untraceable."""
     try:
         with torch.no_grad():
-            program = torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
+            program = torch.export.export(model, args, kwargs, strict=False)
+            if any(map(_writes, program.graph_module.graph.nodes)):
+                program = program.run_decompositions({})  # takes as long again, and leaves nothing that writes
     except Exception as error:
         lines = str(error).strip().splitlines()
         raise Untraceable(f"torch.export: {lines[0] if lines else type(error).__name__}") from error
@@ -67,6 +69,10 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
     if not all(isinstance(node, fx.Node) for node in results):
         raise Untraceable("it does not return tensors alone")
     return Traced(graph, inputs, tensors, list(results), out_spec)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _getter(

@@ -107,3 +107,12 @@ class PeerDrift:
             std, g = torch.sqrt(variance), torch.sqrt(beta)
         score = -self.model(x, t * 999) / std.reshape(shape)
         return -0.5 * beta.reshape(shape) * x - g.reshape(shape) ** 2 * score * 0.5
+
+
+def disturb(model: nn.Module) -> None:
+    """Parameters that start at zero or one made random: they would hide what is before them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.min() == parameter.max():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)

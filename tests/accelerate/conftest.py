@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore
 from fastscore.accelerate import Report
+from fastscore.testing.networks import disturb
 
 
 class FusedOps(TorchDispatchMode):
@@ -25,15 +26,6 @@ class FusedOps(TorchDispatchMode):
         if func.namespace == "fastscore":
             self.counts[func._schema.name.removeprefix("fastscore::")] += 1
         return func(*args, **(kwargs or {}))
-
-
-def disturb(model: nn.Module) -> None:
-    """Parameters that start at zero or one made random: they would hide what is before them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.min() == parameter.max():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
