@@ -7,6 +7,7 @@
 #include <torch/version.h>
 
 #include "conv3x3.h"
+#include "conv_gemm.h"
 #include "cpu/dispatch.h"
 #include "error_norm.h"
 #include "group_norm_silu.h"
@@ -310,6 +311,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("reset_launches", &LaunchCounter::reset, "Sets all counts of `launches` to zero.");
 
   m.def("conv3x3_panel", &conv3x3_panel, "Outputs whose transformed weights lie side by side on this CPU.");
+  m.def("conv_gemm_panel", &conv_gemm_panel, "Outputs whose packed weights lie side by side on this CPU.");
   m.def("philox_words_cpu", &philox_words_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("rng"),
         py::arg("samples"), py::arg("first_blocks"), py::arg("count"));
   define_launchers<at::kCPU, linear_step_launch_cpu, solver_step_launch_cpu, langevin_step_launch_cpu,

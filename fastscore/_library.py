@@ -37,6 +37,7 @@ from fastscore.reference.solver_step import solver_step as _solver_step
 
 _attention = importlib.import_module("fastscore.reference.attention")  # the module, not its function
 _conv3x3 = importlib.import_module("fastscore.reference.conv3x3")
+_conv_gemm = importlib.import_module("fastscore.reference.conv_gemm")
 _group_norm_silu = importlib.import_module("fastscore.reference.group_norm_silu")
 
 _LIBRARY = torch.library.Library("fastscore", "FRAGMENT")
@@ -381,6 +382,31 @@ define(
     "Tensor(b!) out) -> ()",
     lambda *_: None,
     _conv3x3.conv3x3_winograd_into,
+)
+
+# ------------------------------------------------------------------------------------------------- conv_gemm
+
+
+def _gemm_panel() -> int:
+    return NATIVE.conv_gemm_panel() if NATIVE else 16
+
+
+def _conv_gemm_weights_fake(weight: Tensor) -> Tensor:
+    outputs, panel = weight.shape[0], _gemm_panel()
+    return weight.new_empty(-(-outputs // panel), weight[0].numel(), panel)
+
+
+define(
+    "conv_gemm_weights(Tensor weight) -> Tensor",
+    _conv_gemm_weights_fake,
+    lambda weight: _conv_gemm.conv_gemm_weights(weight, _gemm_panel()),
+)
+define(
+    "conv_gemm_into(Tensor x, Tensor weights, int outputs, int kernel, int stride, int padding, Tensor? bias, "
+    "Tensor? shift, Tensor? residual, float scale, Tensor? gain, Tensor? offset, bool silu, bool upsample, "
+    "Tensor(b!) out) -> ()",
+    lambda *_: None,
+    _conv_gemm.conv_gemm_into,
 )
 
 # ------------------------------------------------------------------------------------------------- attention
