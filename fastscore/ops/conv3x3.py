@@ -175,6 +175,7 @@ _TRANSFORMED: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> {(tile, t
 
 def transformed(weight: Tensor, tile: int, turned: bool = False) -> Tensor:
     """The transformed weights, made anew where `weight` has been written to since."""
+    weight = torch._C._functorch.unwrap_if_dead(weight)  # what torch.func.vjp gives back after it has ended
     version = (0 if weight.is_inference() else weight._version, weight.data_ptr())
     known = _TRANSFORMED.setdefault(weight, {})
     if known.get((tile, turned), (None,))[0] != version:

@@ -330,6 +330,15 @@ def test_gradients_of_parameters_may_be_left_out():
     torch.testing.assert_close(actual, torch.autograd.grad(made(x), x)[0])
 
 
+def test_the_gradient_of_a_closed_transform_with_a_trained_weight():
+    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3, requires_grad=True)
+    grads = [
+        torch.func.vjp(lambda x, method=method: conv3x3(x, weight, method=method), x)[1](x)[0]
+        for method in ("winograd4", "direct")
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
 @native
 @pytest.mark.parametrize("method", WINOGRAD)
 def test_vmap_joins_the_batch(method):
