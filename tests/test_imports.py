@@ -21,6 +21,7 @@ LAYERS = [
     ["_backend"],
     ["ops"],
     ["noise", "nn"],
+    ["engine"],
     ["models", "accelerate", "reference.samplers"],
     ["samplers"],
     ["likelihood", "control"],
@@ -30,7 +31,7 @@ LAYERS = [
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Whoever selects or launches kernels. Samplers and models never know which backend runs them.
-BACKEND_KNOWERS = {"_backend", "_library", "ops", "noise", "nn", "cli", "testing", "", "__main__"}
+BACKEND_KNOWERS = {"_backend", "_library", "ops", "noise", "nn", "engine", "cli", "testing", "", "__main__"}
 
 
 def _modules() -> list[Path]:

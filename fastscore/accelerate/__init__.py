@@ -43,8 +43,9 @@ def accelerate(
         model: any; accelerating it twice changes nothing the second time.
         optimize: "cpu", or None for fused layers alone.
         verify: run the model in evaluation mode before and after, and compare outputs and gradients of the inputs.
-        example: for `verify`, and with `optimize` to make the program at once and not at the first call: the arguments of the model, as a tensor, a tuple, or a mapping of names; not needed for
-            UNet2DModel of diffusers.
+        example: for `verify`, and with `optimize` to make the program at once and not at the first call: the arguments
+            of the model, as a tensor, a tuple, or a mapping of names; for `verify` not needed for UNet2DModel of
+            diffusers.
         tolerance: for `verify`: of the largest error of an output, relative to its largest value; ten times as much
             for gradients. By default 1e-5 for float32, and what rounds like it for other dtypes.
 
@@ -77,7 +78,8 @@ def accelerate(
     report = change()
     if example is not None:
         args, kwargs = examples(model, example)
-        model._fused_engine.prepare(model, args, kwargs)
+        assert report.engine is not None
+        report.engine.prepare(model, args, kwargs)
     return report
 
 

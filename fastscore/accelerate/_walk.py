@@ -16,7 +16,7 @@ from fastscore.accelerate.sequential import FusedActivation, FusedNorm
 _PEERS = (diffusers, score_sde, ddim, guided_diffusion, edm, sequential)
 MIXINS = [mixin for peer in _PEERS for mixin in peer.MIXINS]
 PAIRS = diffusers.PAIRS
-_CONVOLUTION = "torch's own; optimize=\"cpu\" takes those of stride 1 and padding 1"
+_CONVOLUTION = 'torch\'s own; optimize="cpu" takes those of stride 1 and padding 1'
 
 
 def accelerate_modules(model: nn.Module) -> Report:

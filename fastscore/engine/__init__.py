@@ -3,8 +3,8 @@
 `fastscore.accelerate(model, optimize="cpu")` puts it in front of a network.
 """
 
-from fastscore.engine.module import Engine
+from fastscore.engine.module import Engine, untouched
 from fastscore.engine.program import Program
-from fastscore.engine.trace import Untraceable
+from fastscore.engine.trace import UntraceableError
 
-__all__ = ["Engine", "Program", "Untraceable"]
+__all__ = ["Engine", "Program", "UntraceableError", "untouched"]

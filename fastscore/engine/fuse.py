@@ -146,7 +146,7 @@ def _added(layer: Layer, current: fx.Node, user: fx.Node, viewed: bool) -> bool:
 
 
 def front_of(node: fx.Node, *, views: bool) -> Front:
-    """What stands in front of a layer that reads `node`; `views`: whether it reads pixel by pixel, of whatever shape."""
+    """What stands in front of a layer that reads `node`; `views`: whether it reads single pixels, in any shape."""
     front = Front(node)
     while front.norm is None:
         current = front.base

@@ -22,7 +22,7 @@ from fastscore.engine.fuse import (
     layer_at,
     norm_arguments,
 )
-from fastscore.engine.trace import Traced, Untraceable, aten, is_norm, native, shape_of
+from fastscore.engine.trace import Traced, UntraceableError, aten, is_norm, native, shape_of
 from fastscore.engine.values import Call, Ref, Root, as_pixels, as_rows, pixel_rows, pixels
 from fastscore.ops.conv3x3 import cheapest, transformed
 
@@ -66,7 +66,7 @@ class Lowering:
             self._visit(node)
         self.results = [self._ref(node) for node in traced.outputs]
 
-    # ------------------------------------------------------------------------------------------------ what belongs together
+    # ------------------------------------------------------------ what belongs together
 
     def _find_layers(self) -> None:
         taken: set[fx.Node] = set()
@@ -126,7 +126,7 @@ class Lowering:
         wrapped = node.target is native.group_norm_silu_fwd.default
         return wrapped or is_norm(node) or node.target is aten.silu.default or enlarges(node) or _pads(node) is not None
 
-    # ------------------------------------------------------------------------------------------------ values
+    # ------------------------------------------------------------ values
 
     def _visit(self, node: fx.Node) -> None:
         if node.op != "call_function" or node in self._absorbed or node in self._refs or self._lazy(node):
@@ -188,22 +188,23 @@ class Lowering:
     def _emit(self, function: Callable[..., Any], args: tuple[Any, ...], writes: tuple[Ref, ...], name: str) -> None:
         self.calls.append(Call(function, args, {}, writes, name))
 
-    # ------------------------------------------------------------------------------------------------ operators
+    # ------------------------------------------------------------ operators
 
     def _compute(self, node: fx.Node) -> None:
         """A node by itself."""
-        target = node.target
+        target: Any = node.target
         if target is aten.cat.default and node.args[1:] == (1,) and len(shape_of(node)) == 4:
             return self._concatenate(node)
         if target is aten.scaled_dot_product_attention.default:
             return self._attention(node)
         if target is native.attention_fwd.default:
-            raise Untraceable("attention with more than scores and values in one op")
+            raise UntraceableError("attention with more than scores and values in one op")
         if is_norm(node):
             return self._norm(node)
         if not isinstance(node.meta.get("val"), Tensor):
-            raise Untraceable(f"{target} gives several tensors")
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._ref)
+            raise UntraceableError(f"{target} gives several tensors")
+        refs: Any = self._ref
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), refs)
         out = self._refs[node] = self._new(node)
         name = str(target).removesuffix(".default")
         if len(out.shape) == 4 and out.meta.numel() > 4096:
@@ -215,7 +216,8 @@ class Lowering:
         return None
 
     def _concatenate(self, node: fx.Node) -> None:
-        sources = [(source, self._ref(source)) for source in node.args[0]]  # type: ignore[union-attr]
+        parts: Any = node.args[0]
+        sources = [(source, self._ref(source)) for source in parts]
         if node not in self._refs:
             self._refs[node] = self._new(node)
         whole, at = self._refs[node], 0
@@ -237,13 +239,15 @@ class Lowering:
         self._emit(_normalized, args, (out,), "group_norm_silu")
 
     def _attention(self, node: fx.Node) -> None:
-        settings = dict(zip(("q", "k", "v", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
+        settings: dict[str, Any] = dict(
+            zip(("q", "k", "v", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False)
+        )
         settings |= node.kwargs
         if settings.get("attn_mask") is not None or settings.get("dropout_p") or settings.get("is_causal"):
-            raise Untraceable("attention with a mask or dropout")
+            raise UntraceableError("attention with a mask or dropout")
         q, k, v = (self._aligned(self._ref(settings[name])) for name in ("q", "k", "v"))
         if len(q.shape) != 4:
-            raise Untraceable("attention that is not of (B, heads, N, D)")
+            raise UntraceableError("attention that is not of (B, heads, N, D)")
         b, heads, n, d = shape_of(node)
         out = self._fresh((b, n, heads, d))
         out = self._refs[node] = out.view(out.meta.transpose(1, 2))
@@ -259,7 +263,7 @@ class Lowering:
         self._emit(aten.copy_.default, (out, ref), (out,), "copy")
         return out
 
-    # ------------------------------------------------------------------------------------------------ layers
+    # ------------------------------------------------------------ layers
 
     def _layer(self, layer: Layer) -> None:
         if layer.last in self._together:
@@ -324,7 +328,7 @@ class Lowering:
         if meta is not None and len(shape) == 4 and as_pixels(meta) is not None and meta.stride(3) == shape[1]:
             out = self._new(layer.last)
             return out, out.view(_found(as_pixels(out.meta)))
-        raise Untraceable("a layer that is added to an image in another order")
+        raise UntraceableError("a layer that is added to an image in another order")
 
     def _front(
         self, source: fx.Node, target: Ref, pointwise: bool, stride: int
@@ -433,8 +437,8 @@ class Lowering:
             method = cheapest(batch, channels, height, width, outputs, self._threads)
         if method == "direct":
             packed = self._packed(native.conv_gemm_weights.default, weight)
-            args = (x, packed, outputs, kernel, stride, padding, *behind, *front, out)
-            self._emit(native.conv_gemm_into.default, args, (out,), "conv_gemm")
+            direct = (x, packed, outputs, kernel, stride, padding, *behind, *front, out)
+            self._emit(native.conv_gemm_into.default, direct, (out,), "conv_gemm")
             return
         tile = int(method[-1])
         packed = self._packed(partial(transformed, tile=tile), weight)
@@ -474,7 +478,7 @@ def _as_image(meta: Tensor) -> Tensor:
 
 def _found(meta: Tensor | None) -> Tensor:
     if meta is None:
-        raise Untraceable("an image whose channels do not lie side by side")
+        raise UntraceableError("an image whose channels do not lie side by side")
     return meta
 
 

@@ -10,10 +10,16 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from fastscore import _backend
+from fastscore._library import NATIVE
 from fastscore.engine.program import Program
-from fastscore.engine.trace import Untraceable
+from fastscore.engine.trace import UntraceableError
 
 _MOST = 4  # programs kept: one for each shape of the arguments
+
+
+def untouched() -> bool:
+    """Whether a network has to run as it is written: under torch.compile, or on a backend that somebody chose."""
+    return torch.compiler.is_compiling() or _backend.forced is not None
 
 
 class Engine:
@@ -50,7 +56,7 @@ class Engine:
         key = self.key(leaves, spec)
         try:
             program = Program(model, args, kwargs, torch.get_num_threads())
-        except Untraceable as why:
+        except UntraceableError as why:
             self.refusals[key] = str(why)
             return str(why)
         while len(self.programs) >= _MOST:
@@ -74,7 +80,7 @@ class Engine:
         return described, spec, torch.get_num_threads()
 
     def _may(self, model: nn.Module, leaves: list[Any]) -> bool:
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _backend.forced is not None:
+        if untouched() or NATIVE is None or torch.is_autocast_enabled("cpu"):
             return False
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return False

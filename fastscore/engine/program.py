@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fastscore.engine.lower import Lowering
 from fastscore.engine.memory import lifetimes, places
-from fastscore.engine.trace import Untraceable, trace
+from fastscore.engine.trace import UntraceableError, trace
 from fastscore.engine.values import Call, Ref, Root, refs_in, replaced
 
 _SMALL = 4096  # elements of an argument, no image, whose value is worth a comparison
@@ -32,7 +32,7 @@ class Program:
         threads: that it will run with.
 
     Raises:
-        Untraceable: the network cannot be traced, or the program cannot hold it.
+        UntraceableError: the network cannot be traced, or the program cannot hold it.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int):
@@ -40,6 +40,7 @@ class Program:
         lowering = Lowering(traced, threads)
         self.unfused = lowering.unfused
         self._lock = threading.Lock()
+        self._fresh = True  # whether the early calls have to run
         self._out_spec = traced.out_spec
         self._strides = [node.meta["val"].stride() for node in traced.outputs]
         self._results = lowering.results
@@ -143,7 +144,7 @@ class Program:
         if root.get is not None:
             whole = root.get()
             if whole.dtype != meta.dtype or whole.device.type != "cpu" or whole.numel() < meta.numel():
-                raise Untraceable("a parameter has another dtype, device or shape than when it was traced")
+                raise UntraceableError("a parameter has another dtype, device or shape than when it was traced")
             if (whole.shape, whole.stride()) == (meta.shape, meta.stride()):
                 return whole  # itself: what is kept beside it goes by its identity
             return torch.as_strided(whole, meta.shape, meta.stride(), whole.storage_offset() + meta.storage_offset())

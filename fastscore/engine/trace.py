@@ -16,7 +16,7 @@ aten: Any = torch.ops.aten
 native: Any = torch.ops.fastscore
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """The network does something that no graph of fixed shapes can hold, or that the engine does not know."""
 
 
@@ -40,7 +40,7 @@ class Traced:
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """Trace `model` by `torch.export`. Raises Untraceable."""
+    """Trace `model` by `torch.export`. Raises UntraceableError."""
     try:
         with torch.no_grad():
             program = torch.export.export(model, args, kwargs, strict=False)
@@ -48,7 +48,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
                 program = program.run_decompositions({})  # takes as long again, and leaves nothing that writes
     except Exception as error:
         lines = str(error).strip().splitlines()
-        raise Untraceable(f"torch.export: {lines[0] if lines else type(error).__name__}") from error
+        raise UntraceableError(f"torch.export: {lines[0] if lines else type(error).__name__}") from error
     graph = program.graph_module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs: list[fx.Node | None] = []
@@ -61,13 +61,13 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
             tensors[node] = _getter(model, spec.target, spec.kind, program.constants)
     kinds = {spec.kind for spec in program.graph_signature.output_specs}
     if kinds != {OutputKind.USER_OUTPUT}:
-        raise Untraceable("its forward() changes buffers or arguments")
+        raise UntraceableError("its forward() changes buffers or arguments")
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     _simplify(graph)
     (results,) = next(node for node in graph.nodes if node.op == "output").args
     if not all(isinstance(node, fx.Node) for node in results):
-        raise Untraceable("it does not return tensors alone")
+        raise UntraceableError("it does not return tensors alone")
     return Traced(graph, inputs, tensors, list(results), out_spec)
 
 
@@ -75,9 +75,7 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _getter(
-    model: nn.Module, target: str, kind: InputKind, constants: dict[str, Any]
-) -> Callable[[], Tensor]:
+def _getter(model: nn.Module, target: str, kind: InputKind, constants: dict[str, Any]) -> Callable[[], Tensor]:
     path, _, name = target.rpartition(".")
     if kind is InputKind.PARAMETER or (kind is InputKind.BUFFER and target not in constants):
         owner = model.get_submodule(path)
@@ -85,7 +83,7 @@ def _getter(
         return lambda: held[name]  # by name at every call: a parameter may be exchanged
     if kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
         return lambda: constants[target]
-    raise Untraceable(f"{target} is no tensor")
+    raise UntraceableError(f"{target} is no tensor")
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -152,7 +150,8 @@ def _unchanged(node: fx.Node) -> fx.Node | None:
 
 def _sum_in_front(graph: fx.Graph, node: fx.Node) -> None:
     x, weight, bias, add, *rest = node.args
-    assert isinstance(x, fx.Node) and isinstance(add, fx.Node)
+    assert isinstance(x, fx.Node)
+    assert isinstance(add, fx.Node)
     val = x.meta["val"]
     shape = [*add.meta["val"].shape, *[1] * (val.dim() - 2)]
     with graph.inserting_before(node):

@@ -115,4 +115,4 @@ def disturb(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.min() == parameter.max():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)

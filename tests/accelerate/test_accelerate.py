@@ -12,6 +12,7 @@ import fastscore
 from fastscore import models
 from fastscore.accelerate import Entry, Report
 
+CONVOLUTION = 'torch\'s own; optimize="cpu" takes those of stride 1 and padding 1'
 ONE = {"group_norm_silu_fwd": 1}
 LEFT = [Entry("1", "group_norm_silu", "no SiLU is seen to follow it: what calls it is no layer that is known here")]
 
@@ -36,7 +37,7 @@ def image() -> torch.Tensor:
 def test_a_norm_and_an_activation_in_a_sequence(same, affine):
     report = same(net(affine=affine), (image(),), ONE)
     assert report.replaced == [Entry("1", "group_norm_silu", "group_norm_silu")]
-    assert report.left_alone == [Entry("3", "conv3x3", "torch's own 3x3 convolution is the fastest there is so far")]
+    assert report.left_alone == [Entry("3", "conv3x3", CONVOLUTION)]
 
 
 def test_norms_that_end_a_sequence_and_stand_in_others(same):
@@ -192,7 +193,7 @@ def test_the_report_is_a_table():
         "  0.1  group_norm_silu  group_norm_silu",
         "left alone: 3",
         "  1         group_norm_silu  no SiLU is seen to follow it: what calls it is no layer that is known here",
-        "  2 layers  conv3x3          torch's own 3x3 convolution is the fastest there is so far",
+        f"  2 layers  conv3x3          {CONVOLUTION}",
     ]
     assert str(Report()).startswith("replaced: nothing")
 
@@ -238,5 +239,7 @@ def test_arguments():
         fastscore.restore([])
     with pytest.raises(ValueError, match="example must be given for verify=True: what Sequential takes is not known"):
         fastscore.accelerate(net(), verify=True)
-    with pytest.raises(ValueError, match="example and tolerance are for verify=True"):
+    with pytest.raises(ValueError, match="example is for verify=True and optimize='cpu'"):
         fastscore.accelerate(net(), example=image())
+    with pytest.raises(ValueError, match="tolerance is for verify=True"):
+        fastscore.accelerate(net(), tolerance=1e-5)
