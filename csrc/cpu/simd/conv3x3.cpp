@@ -1,6 +1,7 @@
 // A block of tiles goes through three stages, whose data stay in the second-level cache: inputs of all channels are
 // transformed; for some panels of outputs at a time, they are multiplied by the weights, one matrix product for each
-// point; and the products are transformed to outputs.
+// point; and the products are transformed to outputs. Transformed inputs lie in memory as products read them, (point,
+// `depth` channels, tile), since rows that lie a power of two apart would push each other out of the first-level cache.
 #include "cpu/simd/conv3x3.h"
 
 #include "cpu/simd/silu.h"
@@ -19,8 +20,9 @@ constexpr int most_rows = 12;  // of a product that fits into the registers, wit
 constexpr int most_rows = 6;
 #endif
 constexpr int64_t depth = 64;         // channels that are summed up at a time: half the error of 256
-constexpr int64_t chunk = 4 * lanes;  // channels of a strip, which the first-level cache holds
+constexpr int64_t chunk = 4 * lanes;  // channels of a strip, which the first-level cache holds; a part of `depth`
 constexpr int64_t line = 16;          // elements of a cache line
+constexpr int64_t few_tiles = 12;     // of a block, for which weights come too late whether they are asked for or not
 
 constexpr int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -33,10 +35,10 @@ constexpr int64_t plane(int64_t n) {
   return (round_up(n, line) / line | 1) * line;
 }
 
-// c (rows, panel) = or += a (rows, n) b (n, panel); b is packed. What is added is summed up first: a sum of sums errs
-// less.
+// c (rows, panel) = or += a (rows, n) b (n, panel); rows of a are `depth` apart, b is packed. What is added is summed
+// up first: a sum of sums errs less.
 template <int rows>
-void multiply(const float* a, int64_t a_stride, const float* b, int64_t n, float* c, int64_t c_stride, bool add) {
+void multiply(const float* a, const float* b, int64_t n, float* c, int64_t c_stride, bool add) {
   vf32 low[rows], high[rows];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
@@ -47,7 +49,7 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t n, float
     const vf32 b_low = load(b), b_high = load(b + lanes);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const vf32 value = splat(a[r * a_stride + i]);
+      const vf32 value = splat(a[r * depth + i]);
       low[r] = fma(value, b_low, low[r]);
       high[r] = fma(value, b_high, high[r]);
     }
@@ -60,7 +62,7 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t n, float
   }
 }
 
-using Multiply = void (*)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+using Multiply = void (*)(const float*, const float*, int64_t, float*, int64_t, bool);
 constexpr Multiply multiply_rows[] = {
     nullptr,     multiply<1>, multiply<2>, multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,
 #if defined(__AVX512F__)
@@ -81,13 +83,13 @@ class Convolution {
         down_((args.height + m - 1) / m),
         columns_(across_ * m + 2),
         tiles_(plan.strips * across_),
-        depth_(round_up(args.channels, lanes)),
-        input_plane_(plane(tiles_ * depth_)),
+        input_plane_(plane(round_up(args.channels, depth) * tiles_)),
         product_row_(plan.panels * panel),
         product_plane_(plane(tiles_ * product_row_)) {}
 
   Conv3x3Scratch scratch() const {
-    return {round_up(size * columns_ * chunk, line), size * size * input_plane_, size * size * product_plane_};
+    const int64_t strip = size * columns_ * chunk, tile = (m * size + 1) * product_row_;
+    return {round_up(strip < tile ? tile : strip, line), size * size * input_plane_, size * size * product_plane_};
   }
 
   void run(float* memory, int64_t begin, int64_t end) {
@@ -119,140 +121,164 @@ class Convolution {
       for (int64_t c = 0; c < args_.channels; c += chunk) {
         const int64_t n = smaller(chunk, args_.channels - c);
         read_strip(sample, row, c, n);
-        for (int64_t t = 0; t < across_; ++t)
-          for (int64_t i = 0; i < n; i += lanes)
-            transform(strip_ + t * m * chunk + i, inputs_ + (s * across_ + t) * depth_ + c + i);
+        float* to = inputs_ + c / depth * depth * tiles_ + s * across_ * depth + c % depth;
+        for (int64_t t = 0; t < across_; ++t, to += depth) write_points(strip_ + t * m * size * chunk, n, to);
       }
     }
   }
 
-  // Rows [row, row + size) of channels [c, c + n) with what stands in front, zeros around them.
+  // Channels [c, c + n) of rows [row, row + size), with what stands in front and zeros around, transformed along
+  // columns: (columns_, size, chunk).
   void read_strip(int64_t sample, int64_t row, int64_t c, int64_t n) {
-    for (int64_t r = 0; r < size; ++r) {
-      float* to = strip_ + r * columns_ * chunk;
-      const int64_t y = row + r;
-      if (y < 0 || y >= args_.height) {
-        clear(to, columns_);
-        continue;
-      }
-      clear(to, 1);
-      clear(to + (args_.width + 1) * chunk, columns_ - args_.width - 1);
-      to += chunk;
-      if (args_.gain != nullptr) {
-        const float *gain = args_.gain + sample * args_.gain_stride + c,
-                    *offset = args_.offset + sample * args_.offset_stride + c;
-        read_row(sample, y, c, n, to, [&](int64_t i, vf32 value, auto part) __attribute__((always_inline)) {
-          value = fma(value, load(gain + i, part), load(offset + i, part));
-          return args_.silu ? silu<false>(value) : value;
-        });
-      } else if (args_.silu) {
-        read_row(sample, y, c, n, to, [](int64_t, vf32 value, auto) { return silu<false>(value); });
-      } else {
-        read_row(sample, y, c, n, to, [](int64_t, vf32 value, auto) { return value; });
-      }
+    if (args_.gain != nullptr) {
+      const float *gain = args_.gain + sample * args_.gain_stride + c,
+                  *offset = args_.offset + sample * args_.offset_stride + c;
+      read_columns(sample, row, c, n, [&](int64_t i, vf32 value, auto part) __attribute__((always_inline)) {
+        value = fma(value, load(gain + i, part), load(offset + i, part));
+        return args_.silu ? silu<false>(value) : value;
+      });
+    } else if (args_.silu) {
+      read_columns(sample, row, c, n, [](int64_t, vf32 value, auto) { return silu<false>(value); });
+    } else {
+      read_columns(sample, row, c, n, [](int64_t, vf32 value, auto) { return value; });
     }
   }
 
-  // Channels [c, c + n) of a row of pixels, through f(channel - c, vector, part).
   template <class F>
-  void read_row(int64_t sample, int64_t y, int64_t c, int64_t n, float* to, F&& f) const {
+  void read_columns(int64_t sample, int64_t row, int64_t c, int64_t n, F&& f) {
     const int64_t times = args_.upsample ? 2 : 1;
     const int64_t height = args_.height / times, width = args_.width / times;
-    const float* from = args_.x + (sample * height + y / times) * width * args_.x_stride + c;
-    for (int64_t x = 0; x < width; ++x, from += args_.x_stride, to += times * chunk)
+    const float* rows[size];
+    for (int64_t i = 0; i < size; ++i) {
+      const bool inside = row + i >= 0 && row + i < args_.height;
+      rows[i] = inside ? args_.x + (sample * height + (row + i) / times) * width * args_.x_stride + c : nullptr;
+    }
+    float* to = strip_;
+    clear(to, 1);
+    to += size * chunk;
+    for (int64_t x = 0; x < width; ++x, to += times * size * chunk)
       each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
-        const vf32 value = f(i, load(from + i, part), part);
-        store(to + i, value);
-        if (args_.upsample) store(to + chunk + i, value);
+        vf32 column[size];
+#pragma GCC unroll 6
+        for (int j = 0; j < size; ++j)
+          column[j] = rows[j] != nullptr ? f(i, load(rows[j] + x * args_.x_stride + i, part), part) : splat(0.0f);
+        W::input(column);
+#pragma GCC unroll 6
+        for (int j = 0; j < size; ++j) store(to + j * chunk + i, column[j]);
+        if (args_.upsample)
+#pragma GCC unroll 6
+          for (int j = 0; j < size; ++j) store(to + (size + j) * chunk + i, column[j]);
       });
+    clear(to, columns_ - args_.width - 1);
   }
 
   static void clear(float* to, int64_t columns) {
-    for (int64_t i = 0; i < columns * chunk; i += lanes) store(to + i, splat(0.0f));
+    for (int64_t i = 0; i < columns * size * chunk; i += lanes) store(to + i, splat(0.0f));
   }
 
-  // A vector of channels of one tile, to its place in the plane of each point.
-  __attribute__((always_inline)) void transform(const float* from, float* to) const {
-    vf32 d[size][size];
-    for (int j = 0; j < size; ++j) {
-      vf32 column[size];
+  // n channels of one tile, transformed along rows, to their places in the plane of each point.
+  void write_points(const float* from, int64_t n, float* to) const {
+    for (int64_t i = 0; i < size; ++i, from += chunk)
+      for (int64_t c = 0; c < n; c += lanes) {
+        vf32 row[size];
 #pragma GCC unroll 6
-      for (int i = 0; i < size; ++i) column[i] = load(from + (i * columns_ + j) * chunk);
-      W::input(column);
+        for (int j = 0; j < size; ++j) row[j] = load(from + j * size * chunk + c);
+        W::input(row);
 #pragma GCC unroll 6
-      for (int i = 0; i < size; ++i) d[i][j] = column[i];
-    }
-    for (int i = 0; i < size; ++i) {
-      W::input(d[i]);
-#pragma GCC unroll 6
-      for (int j = 0; j < size; ++j) store(to + (i * size + j) * input_plane_, d[i][j]);
-    }
+        for (int j = 0; j < size; ++j) store(to + (i * size + j) * input_plane_ + c, row[j]);
+      }
   }
 
   // The products of all tiles of the block with panels [p, p + n).
   void multiply_block(int64_t p, int64_t n) const {
-    const int64_t tiles = count_ * across_, weights = size * size * args_.channels * panel;
+    const int64_t tiles = count_ * across_, channels = args_.channels;
+    const auto weights = [&](int64_t point, int64_t c, int64_t q) {
+      return args_.weights + (((p + q) * size * size + point) * channels + c) * panel;
+    };
     for (int64_t point = 0; point < size * size; ++point)
-      for (int64_t q = 0; q < n; ++q)
-        for (int64_t c = 0; c < args_.channels; c += depth) {
-          const float* b = args_.weights + (p + q) * weights + (point * args_.channels + c) * panel;
-          for (int64_t t = 0; t < tiles; t += most_rows) {
-            const float* a = inputs_ + point * input_plane_ + t * depth_ + c;
-            float* to = products_ + point * product_plane_ + t * product_row_ + q * panel;
-            multiply_rows[smaller(most_rows, tiles - t)](a, depth_, b, smaller(depth, args_.channels - c), to,
-                                                         product_row_, c > 0);
+      for (int64_t c = 0; c < channels; c += depth)
+        for (int64_t q = 0; q < n; ++q) {
+          const float* b = weights(point, c, q);
+          const float* next = q + 1 < n              ? weights(point, c, q + 1)
+                              : c + depth < channels ? weights(point, c + depth, 0)
+                                                     : weights(point + 1, 0, 0);
+          const float* a = inputs_ + point * input_plane_ + c * tiles_;
+          float* to = products_ + point * product_plane_ + q * panel;
+          const int64_t deep = smaller(depth, channels - c);
+          const int64_t lines = tiles < few_tiles ? 0 : deep * panel / line;
+          for (int64_t t = 0, rows; t < tiles; t += rows) {
+            rows = rows_of(tiles - t);
+            for (int64_t i = t * lines / tiles; i < (t + rows) * lines / tiles; ++i)
+              __builtin_prefetch(next + i * line);
+            multiply_rows[rows](a + t * depth, b, deep, to + t * product_row_, product_row_, c > 0);
           }
         }
   }
 
+  // Rows of the next product: the last two are alike, since few rows leave the multipliers waiting.
+  static int64_t rows_of(int64_t left) {
+    return left <= most_rows ? left : left < 2 * most_rows ? (left + 1) / 2 : most_rows;
+  }
+
   // Outputs [k, k + n) of the block.
   void write_outputs(int64_t k, int64_t n) const {
+    float *half = strip_, *added = half + m * size * product_row_;
     for (int64_t s = 0; s < count_; ++s) {
       const int64_t sample = (first_ + s) / down_, row = (first_ + s) % down_ * m;
       const int64_t rows = smaller(m, args_.height - row);
+      add_constants(sample, k, n, added);
       for (int64_t t = 0; t < across_; ++t) {
-        const float* from = products_ + (s * across_ + t) * product_row_;
+        read_products(products_ + (s * across_ + t) * product_row_, n, half);
         const int64_t pixel = (sample * args_.height + row) * args_.width + t * m;
         const int64_t columns = smaller(m, args_.width - t * m);
-        each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
-          write_tile(from + i, sample, pixel, k + i, rows, columns, part);
-        });
+        for (int64_t i = 0; i < rows; ++i)
+          write_row(half + i * size * product_row_, added, pixel + i * args_.width, k, n, columns);
       }
     }
   }
 
-  // What is added to output k of all pixels of a sample.
-  template <class Part>
-  __attribute__((always_inline)) vf32 constant(int64_t sample, int64_t k, Part part) const {
-    vf32 value = splat(0.0f);
-    if (args_.bias != nullptr) value = value + load(args_.bias + k, part);
-    if (args_.shift != nullptr) value = value + load(args_.shift + sample * args_.shift_stride + k, part);
-    return value;
+  // What is added to outputs [k, k + n) of all pixels of a sample.
+  void add_constants(int64_t sample, int64_t k, int64_t n, float* added) const {
+    each_vector<float>(n, [&](int64_t i, auto part) {
+      vf32 value = splat(0.0f);
+      if (args_.bias != nullptr) value = value + load(args_.bias + k + i, part);
+      if (args_.shift != nullptr) value = value + load(args_.shift + sample * args_.shift_stride + k + i, part);
+      store(added + i, value);
+    });
   }
 
-  template <class Part>
-  __attribute__((always_inline)) void write_tile(const float* from, int64_t sample, int64_t pixel, int64_t k,
-                                                 int64_t rows, int64_t columns, Part part) const {
-    vf32 y[m][size];
-    for (int j = 0; j < size; ++j) {
-      vf32 column[size], out[m];
+  // Products of one tile, transformed along columns: (m, size, product_row_).
+  void read_products(const float* from, int64_t n, float* to) const {
+    for (int64_t j = 0; j < size; ++j)
+      for (int64_t k = 0; k < n; k += lanes) {
+        vf32 column[size], out[m];
 #pragma GCC unroll 6
-      for (int i = 0; i < size; ++i) column[i] = load(from + (i * size + j) * product_plane_);
-      W::output(column, out);
+        for (int i = 0; i < size; ++i) column[i] = load(from + (i * size + j) * product_plane_ + k);
+        W::output(column, out);
 #pragma GCC unroll 4
-      for (int i = 0; i < m; ++i) y[i][j] = out[i];
-    }
-    const vf32 added = constant(sample, k, part), scale = splat(args_.scale);
-    for (int64_t i = 0; i < rows; ++i, pixel += args_.width) {
-      vf32 out[m];
-      W::output(y[i], out);
-      for (int64_t j = 0; j < columns; ++j) {
-        vf32 value = out[j] + added;
-        if (args_.residual != nullptr)
-          value = value + load(args_.residual + (pixel + j) * args_.residual_stride + k, part);
-        store(args_.out + (pixel + j) * args_.out_stride + k, value * scale, part);
+        for (int i = 0; i < m; ++i) store(to + (i * size + j) * product_row_ + k, out[i]);
       }
-    }
+  }
+
+  // A row of pixels of a tile, from what has been transformed along columns.
+  void write_row(const float* from, const float* added, int64_t pixel, int64_t k, int64_t n, int64_t columns) const {
+    const vf32 scale = splat(args_.scale);
+    const float* residual = args_.residual + pixel * args_.residual_stride + k;
+    float* to = args_.out + pixel * args_.out_stride + k;
+    each_vector<float>(n, [&](int64_t c, auto part) __attribute__((always_inline)) {
+      vf32 row[size], out[m];
+#pragma GCC unroll 6
+      for (int j = 0; j < size; ++j) row[j] = load(from + j * product_row_ + c);
+      W::output(row, out);
+      const vf32 constant = load(added + c);
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) {
+        if (j >= columns) break;
+        vf32 value = out[j] + constant;
+        if (args_.residual != nullptr) value = value + load(residual + j * args_.residual_stride + c, part);
+        store(to + j * args_.out_stride + c, value * scale, part);
+      }
+    });
   }
 
   const Conv3x3Args& args_;
@@ -260,7 +286,7 @@ class Convolution {
   const int64_t across_, down_;  // tiles of an image
   const int64_t columns_;        // of a strip
   const int64_t tiles_;          // of a block, at most
-  const int64_t depth_, input_plane_, product_row_, product_plane_;
+  const int64_t input_plane_, product_row_, product_plane_;
   float *strip_ = nullptr, *inputs_ = nullptr, *products_ = nullptr;
   int64_t first_ = 0, count_ = 0;  // strips of the block at hand
 };
