@@ -246,6 +246,9 @@ class _Convolution(torch.autograd.Function):
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     sides = [1, 1]
+    if x.is_contiguous(memory_format=torch.channels_last):
+        # only its shape is asked for; torch would copy it, and the gradient back, between formats
+        weight = torch.empty_like(weight, memory_format=torch.channels_last)
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, sides, sides, sides, False, [0, 0], 1, [False, True, False]
     )[1]
