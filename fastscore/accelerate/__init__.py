@@ -19,6 +19,7 @@ def accelerate(
     model: nn.Module,
     *,
     optimize: str | None = None,
+    tune: bool = False,
     verify: bool = False,
     example: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
     tolerance: float | None = None,
@@ -42,6 +43,8 @@ def accelerate(
     Args:
         model: any; accelerating it twice changes nothing the second time.
         optimize: "cpu", or None for fused layers alone.
+        tune: with `optimize` and an example: measure for some seconds how this machine computes each 3x3 convolution
+            fastest, and keep that in a file of the user's cache (or $FASTSCORE_CACHE), for all programs to come.
         verify: run the model in evaluation mode before and after, and compare outputs and gradients of the inputs.
         example: for `verify`, and with `optimize` to make the program at once and not at the first call: the arguments
             of the model, as a tensor, a tuple, or a mapping of names; for `verify` not needed for UNet2DModel of
@@ -54,7 +57,7 @@ def accelerate(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: `optimize` is unknown; `verify` needs an example, or there is one without `verify` and `optimize`.
+        ValueError: `optimize` is unknown; `tune` lacks what it is for; `verify` needs an example, or there is one without `verify` and `optimize`.
         RuntimeError: `verify` found a larger error; the model has been restored.
     """
     if not isinstance(model, nn.Module):
@@ -65,6 +68,8 @@ def accelerate(
         raise ValueError("accelerate: tolerance is for verify=True, got verify=False")
     if not verify and optimize is None and example is not None:
         raise ValueError("accelerate: example is for verify=True and optimize='cpu', got neither")
+    if tune and (optimize is None or example is None or verify):
+        raise ValueError("accelerate: tune=True is for optimize='cpu' with an example, and without verify")
     whole = optimize is not None or isinstance(model, FusedNetwork)
 
     def change() -> Report:
@@ -79,7 +84,7 @@ def accelerate(
     if example is not None:
         args, kwargs = examples(model, example)
         assert report.engine is not None
-        report.engine.prepare(model, args, kwargs)
+        report.engine.prepare(model, args, kwargs, measure=tune)
     return report
 
 

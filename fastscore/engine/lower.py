@@ -24,6 +24,7 @@ from fastscore.engine.fuse import (
 )
 from fastscore.engine.trace import Traced, UntraceableError, aten, is_norm, native, shape_of
 from fastscore.engine.values import Call, Ref, Root, as_pixels, as_rows, pixel_rows, pixels
+from fastscore.ops._plans import Shape
 from fastscore.ops.conv3x3 import cheapest, transformed
 
 _OUT = {
@@ -45,6 +46,7 @@ class Lowering:
         results: of the network.
         placed: placeholder of an argument -> where the program wants it.
         unfused: operators of images that torch computes, by name.
+        shapes: of the 3x3 convolutions that may be Winograd's.
     """
 
     def __init__(self, traced: Traced, threads: int):
@@ -52,6 +54,7 @@ class Lowering:
         self.results: list[Ref] = []
         self.placed: dict[fx.Node, Ref] = {}
         self.unfused: list[str] = []
+        self.shapes: list[Shape] = []
         self._traced, self._threads = traced, threads
         self._refs: dict[fx.Node, Any] = {}
         self._affine: dict[fx.Node, tuple[Ref, Ref]] = {}
@@ -434,7 +437,8 @@ class Lowering:
         batch, _, height, width = out.shape
         method = "direct"
         if (kernel, stride, padding) == (3, 1, 1) and x.shape[2] * (1 + front[3]) == height:
-            method = cheapest(batch, channels, height, width, outputs, self._threads)
+            self.shapes.append((batch, channels, height, width, outputs))
+            method = cheapest(*self.shapes[-1], self._threads)
         if method == "direct":
             packed = self._packed(native.conv_gemm_weights.default, weight)
             direct = (x, packed, outputs, kernel, stride, padding, *behind, *front, out)

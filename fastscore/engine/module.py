@@ -50,12 +50,14 @@ class Engine:
         result = self.programs[key].run(leaves)
         return result is not None, result
 
-    def prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program | str:
-        """Make the program for these arguments, or say why there is none."""
+    def prepare(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, measure: bool = False
+    ) -> Program | str:
+        """Make the program for these arguments, or say why there is none; `measure` as in `Program`."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         key = self.key(leaves, spec)
         try:
-            program = Program(model, args, kwargs, torch.get_num_threads())
+            program = Program(model, args, kwargs, torch.get_num_threads(), measure)
         except UntraceableError as why:
             self.refusals[key] = str(why)
             return str(why)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fastscore.engine.lower import Lowering
 from fastscore.engine.memory import lifetimes, places
 from fastscore.engine.trace import UntraceableError, trace
+from fastscore.engine.tune import tune
 from fastscore.engine.values import Call, Ref, Root, refs_in, replaced
 
 _SMALL = 4096  # elements of an argument, no image, whose value is worth a comparison
@@ -30,14 +31,20 @@ class Program:
         model: in evaluation mode.
         args, kwargs: of the call; tensors stand for all of their shape and dtype, everything else for itself.
         threads: that it will run with.
+        measure: measure which method is the fastest for each 3x3 convolution that the table of this machine lacks.
 
     Raises:
         UntraceableError: the network cannot be traced, or the program cannot hold it.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int):
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], threads: int, measure: bool = False
+    ):
         traced = trace(model, args, kwargs)
         lowering = Lowering(traced, threads)
+        if measure:
+            tune(lowering.shapes, threads)
+            lowering = Lowering(traced, threads)
         self.unfused = lowering.unfused
         self._lock = threading.Lock()
         self._fresh = True  # whether the early calls have to run
