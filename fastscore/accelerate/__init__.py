@@ -57,8 +57,8 @@ def accelerate(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: `optimize` is unknown; `tune` lacks what it is for; `verify` needs an example, or there is one without
-            `verify` and `optimize`.
+        ValueError: `optimize` is unknown; `tune` lacks what it is for; `verify` needs an example, or there is one
+            without `verify` and `optimize`.
         RuntimeError: `verify` found a larger error; the model has been restored.
     """
     if not isinstance(model, nn.Module):
