@@ -150,7 +150,7 @@ def cheapest(batch: int, channels: int, height: int, width: int, outputs: int, t
 
 # Elements of a vector; instructions for an element of a point, in and out; tiles that share a reading of the weights;
 # bytes of weights that arrive in the time of an instruction.
-_LANES, _PER_POINT, _TILES, _BYTES = 8, 6.0, 48, 8.0
+_LANES, _PER_POINT, _TILES, _BYTES = 8, 6.0, 48, 6.0
 
 
 def _winograd(
