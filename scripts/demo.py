@@ -81,6 +81,9 @@ def main() -> None:
     }
     samples, networks, seconds, traffic = {}, {}, {}, {}
     still = torch.zeros(shape)  # in place of the network's output, where the sampler's own traffic is counted
+    start = time.perf_counter()
+    fastscore.accelerate(model, optimize="cpu", example=(still, torch.zeros(args.num)))
+    ready = time.perf_counter() - start
     with torch.no_grad():
         model(still, torch.zeros(args.num))  # the first call of a process sets up threads and memory
     for name, (run, noise, noise_of_traffic) in runs.items():
@@ -110,6 +113,7 @@ def main() -> None:
     row("seconds", lambda name: seconds[name], ".2f")
     row("  in the network", lambda name: networks[name].seconds, ".2f")
     row("  in the sampler", lambda name: seconds[name] - networks[name].seconds, ".2f")
+    print(f"{'seconds to trace and plan the network':<44}{ready:>12.2f}")
     row("memory traffic per step, in state sizes [1]", lambda name: traffic[name].moved, ".1f")
     row("operators per step", lambda name: traffic[name].calls, ".0f")
     print(f"{'relative difference of the images':<44}{difference:>24.1e}\n")

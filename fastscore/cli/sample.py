@@ -55,6 +55,8 @@ def _run(args: argparse.Namespace) -> None:
     options = _options(args)
     with network(args) as (model, running):
         assert model.sde is not None  # every model of a file has one
+        if running == "cpu":
+            fastscore.accelerate(model, optimize="cpu")
         try:
             network_of_class, hooks = conditioned(args, model)
             sampler = fastscore.sampler(args.sampler, model.sde, network_of_class, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from fastscore._library import NATIVE
 from fastscore.engine.program import Program
 from fastscore.engine.trace import UntraceableError
 
-_MOST = 4  # programs kept: one for each shape of the arguments
+# Programs kept, one for each shape of the arguments; calls after which a further shape takes the place of the oldest
+# (an adaptive sampler passes through many shapes, and stays at none).
+_MOST, _PATIENCE = 4, 8
 
 
 def untouched() -> bool:
-    """Whether a network has to run as it is written: under torch.compile, or on a backend that somebody chose."""
-    return torch.compiler.is_compiling() or _backend.forced is not None
+    """Whether a network has to run as it is written: under torch.compile, or on another backend that somebody chose."""
+    return torch.compiler.is_compiling() or _backend.forced not in (None, "cpu")
 
 
 class Engine:
@@ -33,6 +36,7 @@ class Engine:
     def __init__(self) -> None:
         self.programs: dict[Any, Program] = {}
         self.refusals: dict[Any, str] = {}
+        self._seen: Counter[Any] = Counter()
         self._watched: list[Any] | None = None
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
@@ -42,7 +46,9 @@ class Engine:
             return False, None
         key = self.key(leaves, spec)
         if key not in self.programs:
-            if key in self.refusals or len(self.refusals) > _MOST:
+            self._seen[key] += 1
+            full = len(self.programs) >= _MOST and self._seen[key] < _PATIENCE
+            if full or key in self.refusals or len(self.refusals) > _MOST:
                 return False, None
             self.prepare(model, args, kwargs)
             if key not in self.programs:
@@ -62,7 +68,9 @@ class Engine:
             self.refusals[key] = str(why)
             return str(why)
         while len(self.programs) >= _MOST:
-            del self.programs[next(iter(self.programs))]
+            oldest = next(iter(self.programs))
+            del self.programs[oldest]
+            self._seen.pop(oldest, None)
         self.programs[key] = program
         return program
 
