@@ -144,7 +144,8 @@ class Lowering:
         if node not in self._refs:
             if node in self._traced.tensors:
                 get = self._traced.tensors[node]
-                self._refs[node] = Ref(Root(get().dtype, get=get), get().detach().to("meta"))
+                whole = get().detach().to("meta")
+                self._refs[node] = Ref(Root(whole.dtype, get=get, whole=whole), whole)
             elif node.op == "placeholder":
                 self.placed[node] = self._refs[node] = self._new(node)
             elif node.target in VIEWS:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fastscore import _backend
 from fastscore._library import NATIVE
-from fastscore.engine.program import Program
+from fastscore.engine.program import Program, StaleError
 from fastscore.engine.trace import UntraceableError
 
 # Programs kept, one for each shape of the arguments; calls after which a further shape takes the place of the oldest
@@ -30,7 +30,7 @@ class Engine:
 
     A call is left to the network itself where a program would not do the same: where gradients, tangents or a functorch
     transform are asked for, in training mode, under autocast, torch.compile or another backend, with hooks on layers,
-    for tensors that are not on the CPU or that are not plain tensors, and for arguments that are Python numbers.
+    for tensors that are no plain float32 or integers on the CPU, and for arguments that are Python numbers.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,11 @@ class Engine:
             self.prepare(model, args, kwargs)
             if key not in self.programs:
                 return False, None
-        result = self.programs[key].run(leaves)
+        try:
+            result = self.programs[key].run(leaves)
+        except StaleError:
+            del self.programs[key]
+            return self(model, args, kwargs)
         return result is not None, result
 
     def prepare(
@@ -99,6 +103,8 @@ class Engine:
         if not tensors or any(leaf is not None and not isinstance(leaf, bool | str) for leaf in others):
             return False
         if any(type(t) not in (Tensor, nn.Parameter) or t.device.type != "cpu" or not t.numel() for t in tensors):
+            return False
+        if any(t.is_floating_point() and t.dtype is not torch.float32 for t in tensors):
             return False
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *model.parameters())):
             return False

@@ -13,13 +13,17 @@ from torch.utils import _pytree as pytree
 
 from fastscore.engine.lower import Lowering
 from fastscore.engine.memory import lifetimes, places
-from fastscore.engine.trace import UntraceableError, trace
+from fastscore.engine.trace import trace
 from fastscore.engine.tune import tune
 from fastscore.engine.values import Call, Ref, Root, refs_in, replaced
 
 _SMALL = 4096  # elements of an argument, no image, whose value is worth a comparison
 
 Bound = list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
+
+
+class StaleError(Exception):
+    """A parameter has another shape, memory format or dtype than when the network was traced."""
 
 
 class Program:
@@ -79,7 +83,7 @@ class Program:
         return text + (f"; as torch computes it: {unfused}" if unfused else "")
 
     def run(self, leaves: Sequence[Any]) -> Any:
-        """The result for the flattened arguments; None where another thread is running it."""
+        """The result for the flattened arguments; None where another thread is running it. Raises StaleError."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -149,9 +153,10 @@ class Program:
         if root.pack is not None:
             return root.pack(*(tensor(source) for source in root.sources))
         if root.get is not None:
-            whole = root.get()
-            if whole.dtype != meta.dtype or whole.device.type != "cpu" or whole.numel() < meta.numel():
-                raise UntraceableError("a parameter has another dtype, device or shape than when it was traced")
+            whole, traced = root.get(), root.whole
+            assert traced is not None
+            if (whole.shape, whole.stride(), whole.dtype) != (traced.shape, traced.stride(), traced.dtype):
+                raise StaleError
             if (whole.shape, whole.stride()) == (meta.shape, meta.stride()):
                 return whole  # itself: what is kept beside it goes by its identity
             return torch.as_strided(whole, meta.shape, meta.stride(), whole.storage_offset() + meta.storage_offset())

@@ -16,6 +16,7 @@ class Root:
 
     Attributes:
         get: gives the tensor, for what the network or a table holds; None for memory that the program plans.
+        whole: meta tensor of what `get` gave when the network was traced.
         dtype: of planned memory.
         elements: its size.
         sources: of packed weights: what they are made of.
@@ -25,6 +26,7 @@ class Root:
     dtype: torch.dtype
     elements: int = 0
     get: Callable[[], Tensor] | None = None
+    whole: Tensor | None = None
     sources: tuple[Ref, ...] = ()
     pack: Callable[..., Tensor] | None = None
 

@@ -199,6 +199,20 @@ def test_changed_weights_are_followed():
     assert list(other._fused_engine.programs.values()) == [program]
 
 
+def test_weights_in_another_format_make_another_program():
+    model, args = net(), arguments()
+    other, program = fast(model, *args)
+    other.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert _ran(other, *args)
+        want = model(*args)
+        torch.testing.assert_close(other(*args), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+        assert list(other._fused_engine.programs.values()) != [program]
+        wide = [a.double() for a in args]
+        assert not _ran(other.double(), *wide)
+        torch.testing.assert_close(other(*wide).float(), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
 def _ran(other: nn.Module, *args: torch.Tensor) -> bool:
     with Ops() as ops:
         other(*args)
