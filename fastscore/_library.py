@@ -464,6 +464,8 @@ for _schema, (_fake, _run) in _ATTENTION.items():
     # On CPU nearly all of its time is products of matrices, which are torch's own in any case.
     _LIBRARY.impl(_schema[: _schema.index("(")], _run, "CPU")
 
+define(f"attention_into({_QKV}, float scale, Tensor(a!) out) -> ()", lambda *_: None, _attention.attention_into)
+
 # ------------------------------------------------------------------------------------------------- hutchinson
 
 

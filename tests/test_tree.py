@@ -17,8 +17,6 @@ PLACES = [
 ]
 # The reference of the noise is its specification: tested there; timed as part of the steps that draw with it.
 ELSEWHERE = {"philox": "tests/reference/test_philox.py"}
-# No C++ of its own on CPU: nearly all of its time is products of matrices, which are torch's.
-NOT_IN_CSRC_CPU = {"attention"}
 TOP = {
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
     *(".gitignore", ".clang-format", ".ci", "csrc", "kernels", "fastscore", "benchmarks", "tests", "scripts"),
@@ -31,8 +29,6 @@ def test_an_op_has_the_same_name_everywhere(stem, place):
     if stem in ELSEWHERE and place.startswith(("benchmarks", "tests/ops")):
         assert not (ROOT / place.format(stem)).exists()
         assert (ROOT / ELSEWHERE[stem]).is_file()
-    elif stem in NOT_IN_CSRC_CPU and place.startswith("csrc/cpu"):
-        assert not (ROOT / place.format(stem)).exists()
     else:
         assert (ROOT / place.format(stem)).is_file(), f"{place.format(stem)} is missing"
 

@@ -50,6 +50,11 @@ def attention(
     return (output_scale * (a if residual is None else a + residual.to(dtype))).to(q.dtype)
 
 
+def attention_into(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """Writes softmax(scale q k^T) v; all (B, H, N, D), float32 where the kernel runs."""
+    out.copy_(attention(q, k, v, scale=scale))
+
+
 def attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, scale: float, output_scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
