@@ -85,22 +85,29 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK))
+    # the contenders of a case one after the other, so that no more than one case is held in memory
+    places: dict[tuple[Path, str], int] = {}
+    items.sort(key=lambda item: places.setdefault((item.path, _case(item)), len(places)))
     if config.getoption("--quick"):
         kept = _quick(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
 
+def _case(item: pytest.Item) -> str:
+    """The name of a test without its contender, which stands first in its brackets."""
+    return item.name.replace(f"[{item.callspec.params['contender']}", "[", 1)
+
+
 def _quick(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Of every test, the contenders of the cases in QUICK of its module, words of their ids; else of the first case."""
+    """Of every test, the cases in QUICK of its module, which are parts of ids; else the first one."""
     kept, first = [], {}
     for item in items:
-        case = {name: value for name, value in item.callspec.params.items() if name != "contender"}
-        words = getattr(item.module, "QUICK", None)
-        if words is None:
-            wanted = first.setdefault(item.originalname, case) == case
+        parts = getattr(item.module, "QUICK", None)
+        if parts is None:
+            wanted = first.setdefault((item.path, item.originalname), _case(item)) == _case(item)
         else:
-            wanted = any(word in item.name for word in words)
+            wanted = any(part in item.name for part in parts)
         if wanted:
             kept.append(item)
     return kept

@@ -1,6 +1,7 @@
 """How fast is the U-Net of diffusers, as it comes and after `fastscore.accelerate`, with and without gradients?
 
-The network is DDPM for CIFAR-10: the layout of google/ddpm-cifar10-32, 35.7 million random weights, float32.
+The network is DDPM for CIFAR-10: the layout of google/ddpm-cifar10-32, 35.7 million random weights, float32. As a whole
+program on a CPU, and beside other runtimes: test_networks.py.
 """
 
 import copy
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import fastscore
+from fastscore.testing import unets
 from fastscore.testing.timing import Case
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is what is accelerated here")
+pytest.importorskip("diffusers", reason="diffusers is what is accelerated here")
 
 CONTENDERS = ("eager", "fastscore")
 
@@ -22,17 +24,7 @@ CONTENDERS = ("eager", "fastscore")
 @functools.cache
 def _networks() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    stock = diffusers.UNet2DModel(
-        sample_size=32,
-        block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        norm_eps=1e-6,
-        attention_head_dim=None,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        downsample_padding=0,
-    ).eval()
+    stock = unets.ddpm_cifar10()
     fast = copy.deepcopy(stock)
     fastscore.accelerate(fast)
     return {"eager": stock, "fastscore": fast}
@@ -66,6 +58,7 @@ def _case(run: Callable[..., list[Tensor]], batch: int, device: str) -> Case:
         check,
         x,
         about="eager is diffusers as it comes",
+        floor=False,
     )
 
 

@@ -23,6 +23,17 @@ from fastscore.testing.peers import k_diffusion_sampling
 from fastscore.testing.timing import Case
 
 CONTENDERS = ("peer", "fastscore")
+QUICK = tuple(
+    f"-{sampler}-(64, 3, 32, 32)]"
+    for sampler in (
+        "pc-ScoreSdeVeScheduler",
+        "dpmpp-2m-sample_dpmpp_2m",
+        "dpmpp-2m-DPMSolverMultistepScheduler",
+        "rk45-solve_ivp",
+        "rk45-dopri5",
+        "ddim-DDIMScheduler",
+    )
+)
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32), (256, 3, 32, 32))
 STEPS = 20
 SIGMAS = (0.01, 80.0)
