@@ -73,7 +73,15 @@ void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t o
     const bool in_place = args.residual == out.const_data_ptr<float>() && args.residual_stride == args.out_stride;
     if (!in_place) check_apart(*residual, out, op, "residual");
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(!statistics, op, ": statistics must be None");
+  if (statistics) {
+    const std::int64_t shape[] = {batch, (out.size(2) + tile - 1) / tile, outputs, 2};
+    TORCH_CHECK_VALUE(statistics->sizes() == at::IntArrayRef(shape) && statistics->is_contiguous(), op,
+                      ": statistics must be contiguous, of shape ", at::IntArrayRef(shape), ", got ",
+                      statistics->sizes(), " with strides ", statistics->strides());
+    TORCH_CHECK_TYPE(statistics->scalar_type() == at::kFloat, op, ": statistics must be float32, got ",
+                     statistics->scalar_type());
+    args.statistics = statistics->mutable_data_ptr<float>();
+  }
   check_apart(x, out, op, "x");
   if (out.numel() == 0) return;
   args.x = x.const_data_ptr<float>();

@@ -20,6 +20,7 @@ at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weights, std::int64_t 
 
 // The same into `out`; images are pixel rows (pixel_rows.h), and so are parameters, as they are: nothing is copied, no
 // memory is allocated. `upsample`: x has half the height and width of out, and each of its pixels is read four times.
+// `statistics`: see Conv3x3Args.
 void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t outputs, std::int64_t tile,
                   const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& shift,
                   const std::optional<at::Tensor>& residual, double scale, const std::optional<at::Tensor>& gain,

@@ -144,9 +144,15 @@ def conv3x3_winograd_into(
     statistics: Tensor | None,
     out: Tensor,
 ) -> None:
-    """`conv3x3_winograd` into `out`; `upsample`: of x enlarged twice by nearest neighbor."""
-    if statistics is not None:
-        raise NotImplementedError("conv3x3_winograd: statistics must be None")
+    """`conv3x3_winograd` into `out`; `upsample`: of x enlarged twice by nearest neighbor.
+
+    statistics: (B, ceil(H / tile), K, 2), gets the mean, and the sum of squared deviations from it, of each output over
+    each strip of `tile` rows of out.
+    """
     if upsample:
         x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     out.copy_(conv3x3_winograd(x, weights, outputs, tile, bias, shift, residual, scale, gain, offset, silu))
+    if statistics is not None:
+        for place, strip in zip(statistics.unbind(1), out.split(tile, dim=2), strict=True):
+            mean = strip.mean((2, 3), keepdim=True)
+            place.copy_(torch.stack([mean[:, :, 0, 0], (strip - mean).square().sum((2, 3))], -1))

@@ -39,11 +39,12 @@ class Case:
         self.x = among_channels(make_input(shape), 1, 2)[0]
         self.upsample, self.tile, self.outputs = upsample, tile, outputs
         self.out, self.whole = among_channels(torch.zeros(images), 3, 1)
+        self.statistics = torch.full((batch, -(-images[2] // tile), outputs, 2), float("nan"))
 
     def arguments(self, weights: Tensor) -> tuple:
         p = self.parts
         around = p["bias"], p["shift"], p["residual"], self.scale, p["gain"], p["offset"], self.silu
-        return self.x, weights, self.outputs, self.tile, *around, self.upsample, None, self.out
+        return self.x, weights, self.outputs, self.tile, *around, self.upsample, self.statistics, self.out
 
     def run(self) -> Tensor:
         RAW(*self.arguments(torch.ops.fastscore.conv3x3_weights(self.weight, self.tile, False)))
@@ -55,13 +56,24 @@ class Case:
         x = x.to(dtype, memory_format=torch.channels_last)
         return reference.conv3x3(x, self.weight.to(dtype), **parts, silu=self.silu, scale=self.scale)
 
-    def check(self, whole: Tensor) -> None:
+    def check(self, whole: Tensor, statistics: Tensor) -> None:
         """At most twice the error of torch's convolution in the norm; nothing but the slice was written."""
         exact, out = self.expected(torch.float64), whole[:, 3:-1]
         error, theirs = (float((v - exact).norm() / exact.norm()) for v in (out, self.expected(torch.float32)))
         assert error <= 2 * max(theirs, 3e-7), (error, theirs)  # of few channels the transforms alone err by 3e-7
         assert whole[:, :3].isnan().all()
         assert whole[:, -1:].isnan().all()
+        check_statistics(statistics, out, self.tile)
+
+
+def check_statistics(actual: Tensor, out: Tensor, tile: int) -> None:
+    """Of float32 sums over a strip: a few roundings of the mean, and of the differences from the first pixel."""
+    assert actual.shape[1] == len(out.split(tile, 2))
+    for strip, moments in zip(out.double().split(tile, 2), actual.unbind(1), strict=True):
+        pixels = strip.flatten(2)
+        mean, spread = pixels.mean(2), (pixels - pixels[:, :, :1]).square().sum(2)
+        assert ((moments[..., 0] - mean).abs() <= 1.2e-7 * mean.abs() + 3e-7 * (spread / pixels.shape[2]).sqrt()).all()
+        assert ((moments[..., 1] - pixels.var(2, correction=0) * pixels.shape[2]).abs() <= 1e-6 * spread).all()
 
 
 @native
@@ -69,7 +81,7 @@ class Case:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_slices_of_wider_tensors(case, tile):
     made = Case(*case, tile)
-    made.check(made.run())
+    made.check(made.run(), made.statistics)
 
 
 @native
@@ -77,7 +89,7 @@ def test_slices_of_wider_tensors(case, tile):
 @pytest.mark.parametrize("upsample", [False, True])
 def test_parts_may_be_missing(without, upsample):
     made = Case((2, 20, 6, 7), 18, upsample, 4, *without)
-    made.check(made.run())
+    made.check(made.run(), made.statistics)
 
 
 @native
@@ -85,18 +97,45 @@ def test_every_instruction_set(isa, tmp_path):
     cases = [Case(*case, tile) for case in CASES for tile in (2, 4)]
     program = """
 results = []
-for x, weight, outputs, tile, bias, shift, residual, scale, gain, offset, silu, upsample, _, out, whole in cases:
-    whole = whole.clone()
+for x, weight, outputs, tile, bias, shift, residual, scale, gain, offset, silu, upsample, statistics, _, whole in cases:
     out = whole[:, 3:-1]
     weights = torch.ops.fastscore.conv3x3_weights(weight, tile, False)
     around = bias, shift, residual, scale, gain, offset, silu, upsample
-    torch.ops.fastscore.conv3x3_winograd_into(x, weights, outputs, tile, *around, None, out)
-    results.append(whole)
+    torch.ops.fastscore.conv3x3_winograd_into(x, weights, outputs, tile, *around, statistics, out)
+    results.append((whole, statistics))
 """
     results, launches = run_on(isa, program, [(*c.arguments(c.weight), c.whole) for c in cases], tmp_path)
     assert launches == {f"conv3x3_winograd.{isa}": len(cases), f"conv3x3_weights.{isa}": len(cases)}
-    for made, whole in zip(cases, results, strict=True):
-        made.check(whole)
+    for made, written in zip(cases, results, strict=True):
+        made.check(*written)
+
+
+@native
+@pytest.mark.parametrize("tile", [2, 4])
+def test_statistics_of_large_means(tile):
+    made = Case((2, 40, 18, 10), 18, False, tile, "residual", "gain", "offset", "silu")
+    made.parts["bias"] = made.parts["bias"] + 1e3
+    made.run()
+    check_statistics(made.statistics, made.out, tile)
+    assert (made.out.mean().abs() / made.out.std()) > 500
+
+
+@native
+def test_without_statistics_the_result_is_the_same():
+    made = Case((2, 20, 6, 7), 18, False, 4)
+    expected = made.run().clone()
+    made.statistics = None
+    made.whole[:] = float("nan")
+    torch.testing.assert_close(made.run(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@native
+def test_statistics_tell_of_what_is_not_finite():
+    made = Case((1, 5, 8, 8), 6, False, 4, "residual")
+    made.x[0, 2, 0, 0] = float("nan")
+    made.run()
+    assert made.statistics[0, 0].isnan().all()
+    assert made.statistics[0, 1].isfinite().all()
 
 
 @native
@@ -125,7 +164,7 @@ def test_the_reference_is_the_convolution(upsample):
     made = Case((2, 20, 6, 7), 18, upsample, 4)
     weights = conv3x3_weights(made.weight, 4, 16)
     conv3x3_winograd_into(*made.arguments(weights))
-    made.check(made.whole)
+    made.check(made.whole, made.statistics)
 
 
 def test_fake_tensors_are_written_by_nobody():
@@ -152,6 +191,7 @@ def test_fake_tensors_are_written_by_nobody():
         (ValueError, "tile must be 2 or 4, got 3", {"tile": 3}),
         (ValueError, r"shift must have shape \[2, 9\], got \[2, 5\]", {"shift": "columns"}),
         (ValueError, "shift must have rows without gaps, got strides", {"shift": "contiguous"}),
+        (ValueError, r"statistics must be contiguous, of shape \[2, 3, 9, 2\], got", {"statistics": "too few"}),
         (ValueError, "bias must have no gaps, got strides", {"bias": "gaps"}),
         (ValueError, "gain and offset must come together", {"offset": "none"}),
     ],
@@ -169,6 +209,8 @@ def test_bad_arguments_are_refused(error, message, wrong):
     for name, how in wrong.items():
         if name in ("tile", "upsample"):
             setattr(made, name, how)
+        elif name == "statistics":
+            made.statistics = made.statistics[:, :-1]
         elif how == "overlap" and name == "x":
             made.x = made.whole.as_strided((2, 5, 6, 8), (6 * 8 * 13, 1, 8 * 13, 13))
         elif how == "overlap":

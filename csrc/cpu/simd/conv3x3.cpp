@@ -88,7 +88,7 @@ class Convolution {
         product_plane_(plane(tiles_ * product_row_)) {}
 
   Conv3x3Scratch scratch() const {
-    const int64_t strip = size * columns_ * chunk, tile = (m * size + 1) * product_row_;
+    const int64_t strip = size * columns_ * chunk, tile = (m * size + 4) * product_row_;
     return {round_up(strip < tile ? tile : strip, line), size * size * input_plane_, size * size * product_plane_};
   }
 
@@ -227,13 +227,16 @@ class Convolution {
       const int64_t sample = (first_ + s) / down_, row = (first_ + s) % down_ * m;
       const int64_t rows = smaller(m, args_.height - row);
       add_constants(sample, k, n, added);
+      Moments moments = {added + product_row_, added + 2 * product_row_, added + 3 * product_row_};
       for (int64_t t = 0; t < across_; ++t) {
         read_products(products_ + (s * across_ + t) * product_row_, n, half);
         const int64_t pixel = (sample * args_.height + row) * args_.width + t * m;
         const int64_t columns = smaller(m, args_.width - t * m);
         for (int64_t i = 0; i < rows; ++i)
-          write_row(half + i * size * product_row_, added, pixel + i * args_.width, k, n, columns);
+          write_row(half + i * size * product_row_, added, pixel + i * args_.width, k, n, columns, moments);
       }
+      if (args_.statistics != nullptr)
+        moments.write(rows * args_.width, n, args_.statistics + 2 * ((first_ + s) * args_.outputs + k));
     }
   }
 
@@ -260,8 +263,43 @@ class Convolution {
       }
   }
 
+  // Of each output, over the pixels of a strip: sums of differences from the first one, which cancel less than sums of
+  // the values.
+  struct Moments {
+    float *first, *sum, *squares;
+    bool begun = false;
+
+    __attribute__((always_inline)) void add(int64_t k, const vf32 (&value)[m], int64_t columns) const {
+      if (!begun) {
+        store(first + k, value[0]);
+        store(sum + k, splat(0.0f));
+        store(squares + k, splat(0.0f));
+      }
+      const vf32 from = load(first + k);
+      vf32 total = load(sum + k), square = load(squares + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < m; ++j) {
+        if (j >= columns) break;
+        const vf32 difference = value[j] - from;
+        total = total + difference;
+        square = fma(difference, difference, square);
+      }
+      store(sum + k, total);
+      store(squares + k, square);
+    }
+
+    void write(int64_t pixels, int64_t n, float* to) const {
+      for (int64_t k = 0; k < n; ++k) {
+        const float mean = sum[k] / static_cast<float>(pixels), deviations = squares[k] - mean * sum[k];
+        to[2 * k] = first[k] + mean;
+        to[2 * k + 1] = deviations < 0 ? 0 : deviations;
+      }
+    }
+  };
+
   // A row of pixels of a tile, from what has been transformed along columns.
-  void write_row(const float* from, const float* added, int64_t pixel, int64_t k, int64_t n, int64_t columns) const {
+  void write_row(const float* from, const float* added, int64_t pixel, int64_t k, int64_t n, int64_t columns,
+                 Moments& moments) const {
     const vf32 scale = splat(args_.scale);
     const float* residual = args_.residual + pixel * args_.residual_stride + k;
     float* to = args_.out + pixel * args_.out_stride + k;
@@ -274,11 +312,14 @@ class Convolution {
 #pragma GCC unroll 4
       for (int j = 0; j < m; ++j) {
         if (j >= columns) break;
-        vf32 value = out[j] + constant;
-        if (args_.residual != nullptr) value = value + load(residual + j * args_.residual_stride + c, part);
-        store(to + j * args_.out_stride + c, value * scale, part);
+        out[j] = out[j] + constant;
+        if (args_.residual != nullptr) out[j] = out[j] + load(residual + j * args_.residual_stride + c, part);
+        out[j] = out[j] * scale;
+        store(to + j * args_.out_stride + c, out[j], part);
       }
+      if (args_.statistics != nullptr) moments.add(c, out, columns);
     });
+    moments.begun = true;
   }
 
   const Conv3x3Args& args_;

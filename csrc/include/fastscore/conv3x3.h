@@ -25,6 +25,10 @@ struct Conv3x3Args {
   const float* residual = nullptr;  // like out
   std::int64_t shift_stride = 0, residual_stride = 0;
   float scale = 1;
+
+  // (B, ceil(height / tile), outputs, 2): mean, and sum of squared deviations from it, of what was written to each
+  // strip of `tile` rows; or null.
+  float* statistics = nullptr;
 };
 
 }  // namespace fastscore
