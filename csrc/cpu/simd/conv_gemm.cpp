@@ -44,56 +44,69 @@ struct Left {
   int64_t taps_stride, taps, first, n;
 };
 
-// c (rows, panel) = or += a b, of which b (taps * n, panel) is packed; the first `vectors` vectors of each panel.
-// Of few rows every other product (every fourth) has a sum of its own, so that no sum waits for the one before.
+// Where products go: to `sums`, or at the last, where whole vectors are written, to out.
+struct Right {
+  float* sums;
+  bool add;  // to what is there
+  float* out;
+  int64_t out_stride;
+  const float* bias;
+  const float* const* shifts;  // of each row; of those, columns from `column` on
+  const float* residual;
+  int64_t residual_stride, column;
+  float scale;
+};
+
+// a b, where b (taps * n, panel) is packed; of the first `vectors` vectors of panels, each b_stride behind the last.
 template <int rows, int vectors>
-void multiply(const Left& a, const float* b, float* c, bool add) {
-  constexpr int ways = rows * vectors >= 6 ? 1 : rows * vectors >= 4 ? 2 : 4;
-  vf32 sum[ways][rows][vectors];
-#pragma GCC unroll 4
-  for (int w = 0; w < ways; ++w)
+void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) {
+  vf32 sum[rows][vectors];
 #pragma GCC unroll 24
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sum[w][r][v] = splat(0.0f);
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) sum[r][v] = splat(0.0f);
   for (int64_t t = 0; t < a.taps; ++t) {
     const float* row[rows];
 #pragma GCC unroll 24
     for (int r = 0; r < rows; ++r) row[r] = a.rows[t * a.taps_stride + r] + a.first;
-    int64_t i = 0;
-    for (; i + ways <= a.n; i += ways, b += ways * panel)
-#pragma GCC unroll 4
-      for (int w = 0; w < ways; ++w) {
-        vf32 weight[vectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) weight[v] = load(b + w * panel + v * lanes);
+    for (int64_t i = 0; i < a.n; ++i, b += panel) {
+      vf32 weight[vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) weight[v] = load(b + v / 2 * b_stride + v % 2 * lanes);
 #pragma GCC unroll 24
-        for (int r = 0; r < rows; ++r) {
-          const vf32 value = splat(row[r][i + w]);
-#pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) sum[w][r][v] = fma(value, weight[v], sum[w][r][v]);
-        }
+      for (int r = 0; r < rows; ++r) {
+        const vf32 value = splat(row[r][i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) sum[r][v] = fma(value, weight[v], sum[r][v]);
       }
-    if constexpr (ways > 1)
-      for (; i < a.n; ++i, b += panel)
+    }
+  }
+  constexpr int sums_stride = larger(vectors * lanes, panel);
+  if (to.add)
 #pragma GCC unroll 24
-        for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) sum[0][r][v] = fma(splat(row[r][i]), load(b + v * lanes), sum[0][r][v]);
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load(to.sums + r * sums_stride + v * lanes) + sum[r][v];
+  if (to.out == nullptr) {
+#pragma GCC unroll 24
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) store(to.sums + r * sums_stride + v * lanes, sum[r][v]);
+    return;
   }
 #pragma GCC unroll 24
   for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      vf32 value = sum[0][r][v];
-#pragma GCC unroll 4
-      for (int w = 1; w < ways; ++w) value = value + sum[w][r][v];
-      float* to = c + r * panel + v * lanes;
-      store(to, add ? load(to) + value : value);
+      vf32 value = sum[r][v];
+      if (to.bias != nullptr) value = value + load(to.bias + v * lanes);
+      if (to.shifts != nullptr) value = value + load(to.shifts[r] + to.column + v * lanes);
+      if (to.residual != nullptr) value = value + load(to.residual + r * to.residual_stride + v * lanes);
+      store(to.out + r * to.out_stride + v * lanes, value * splat(to.scale));
     }
 }
 
-using Multiply = void (*)(const Left&, const float*, float*, bool);
+using Multiply = void (*)(const Left&, const float*, int64_t, const Right&);
 constexpr Multiply multiply_rows[] = {
     nullptr,        multiply<1, 2>, multiply<2, 2>, multiply<3, 2>,  multiply<4, 2>,  multiply<5, 2>,  multiply<6, 2>,
 #if defined(__AVX512F__)
@@ -110,6 +123,10 @@ constexpr Multiply multiply_narrow[] = {
     multiply<19, 1>, multiply<20, 1>, multiply<21, 1>, multiply<22, 1>, multiply<23, 1>, multiply<24, 1>,
 #endif
 };
+// For a block of so few rows that one panel would leave the adders waiting for each other's sums.
+constexpr int few_rows = 3;
+constexpr int64_t few_panels[] = {0, 4, 2, 2};
+constexpr Multiply multiply_few[] = {nullptr, multiply<1, 8>, multiply<2, 4>, multiply<3, 4>};
 
 struct Range {
   int64_t begin, end;
@@ -146,7 +163,8 @@ class Convolution {
       const int64_t block = item / plan_.shares, from = item % plan_.shares * share;
       if (block != prepared) prepare(block);
       prepared = block;
-      for (int64_t p = from; p < smaller(from + share, panels); ++p) multiply_panel(p);
+      const int64_t to = smaller(from + share, panels);
+      for (int64_t p = from; p < to;) p += multiply_panels(p, to - p);
     }
   }
 
@@ -173,7 +191,7 @@ class Convolution {
     take(places.zeros, args_.channels);
     take(places.source, longest * source_stride_);
     take(places.gathered, gathers_ ? plan_.pixels * gathered_stride_ : 0);
-    take(places.products, plan_.pixels * panel);
+    take(places.products, larger(plan_.pixels, few_rows * 2) * panel);
     take(places.rows, plan_.pixels * taps_);
     take(places.shifts, plan_.pixels);
     places.end = memory;
@@ -201,7 +219,7 @@ class Convolution {
       source_ = places_.source - range.begin * source_stride_;
     }
     find_rows();
-    if (gathers_) gather();
+    if (gathers_) (this->*gathers[args_.channels])();
   }
 
   void transform(Range pixels) const {
@@ -227,68 +245,102 @@ class Convolution {
 
   // Where the channels of each pixel of the block begin, for each tap, and its row of shifts.
   void find_rows() const {
-    int64_t x = first_ % args_.out_width, row = first_ / args_.out_width;
-    for (int64_t r = 0; r < count_; ++r) {
+    for (int64_t r = 0; r < count_;) {  // pixels of one row of out at a time
+      const int64_t x = (first_ + r) % args_.out_width, row = (first_ + r) / args_.out_width;
       const int64_t y = row % args_.out_height, sample = row / args_.out_height;
-      if (args_.shift != nullptr) places_.shifts[r] = args_.shift + sample * args_.shift_stride;
-      if (pointwise_)
-        places_.rows[r] = source_ + (first_ + r) * source_stride_;
-      else
-        for (int64_t tap = 0; tap < taps_; ++tap)
-          places_.rows[tap * plan_.pixels + r] = row_at(sample, y * args_.stride - args_.padding + tap / args_.kernel,
-                                                        x * args_.stride - args_.padding + tap % args_.kernel);
-      if (++x == args_.out_width) {
-        x = 0;
-        ++row;
-      }
+      const int64_t end = smaller(count_, r + args_.out_width - x);
+      if (args_.shift != nullptr)
+        for (int64_t i = r; i < end; ++i) places_.shifts[i] = args_.shift + sample * args_.shift_stride;
+      for (int64_t i = 0; i < args_.kernel; ++i)
+        for (int64_t j = 0; j < args_.kernel; ++j)
+          find_row(sample, y * args_.stride - args_.padding + i, x * args_.stride - args_.padding + j,
+                   places_.rows + (i * args_.kernel + j) * plan_.pixels + r, end - r);
+      r = end;
     }
   }
 
-  const float* row_at(int64_t sample, int64_t y, int64_t x) const {
-    if (y < 0 || y >= height_ || x < 0 || x >= width_) return places_.zeros;
-    if (args_.upsample) {
-      y /= 2;
-      x /= 2;
-    }
-    return source_ + ((sample * args_.height + y) * args_.width + x) * source_stride_;
+  // Those of n pixels of row y of a sample, from x on in steps of the stride.
+  void find_row(int64_t sample, int64_t y, int64_t x, const float** rows, int64_t n) const {
+    const int half = args_.upsample ? 1 : 0, step = args_.stride;
+    const float* line = source_ + (sample * args_.height + (y >> half)) * args_.width * source_stride_;
+    const bool inside = y >= 0 && y < height_;
+    const int64_t begin = inside ? clamp_to((step - 1 - x) / step, 0, n) : n;
+    const int64_t end = inside ? clamp_to((width_ - x + step - 1) / step, begin, n) : n;
+    for (int64_t r = 0; r < begin; ++r) rows[r] = places_.zeros;
+    for (int64_t r = begin; r < end; ++r) rows[r] = line + ((x + r * step) >> half) * source_stride_;
+    for (int64_t r = end; r < n; ++r) rows[r] = places_.zeros;
   }
 
-  // The channels of all taps side by side.
+  // The channels of all taps side by side, `channels` of each.
+  template <int channels>
   void gather() const {
     for (int64_t r = 0; r < count_; ++r) {
       float* to = places_.gathered + r * gathered_stride_;
-      for (int64_t tap = 0; tap < taps_; ++tap) {
-        const float* from = places_.rows[tap * plan_.pixels + r];
-        for (int64_t i = 0; i < args_.channels; ++i) *to++ = from[i];
-      }
+      for (int64_t tap = 0; tap < taps_; ++tap, to += channels)
+        __builtin_memcpy(to, places_.rows[tap * plan_.pixels + r], sizeof(float) * channels);
       places_.rows[r] = places_.gathered + r * gathered_stride_;
     }
   }
+  static constexpr void (Convolution::* gathers[])() const = {
+      nullptr,
+      &Convolution::gather<1>,
+      &Convolution::gather<2>,
+      &Convolution::gather<3>,
+      &Convolution::gather<4>,
+      &Convolution::gather<5>,
+      &Convolution::gather<6>,
+      &Convolution::gather<7>,
+  };
 
-  // All pixels of the block with panel p.
-  void multiply_panel(int64_t p) const {
-    const int64_t k = p * panel, n = smaller(panel, args_.outputs - k);
-    const bool narrow = n <= lanes;
-    const int64_t step = narrow ? 2 * most_rows : most_rows;
-    const auto* kernels = narrow ? multiply_narrow : multiply_rows;
+  // All pixels of the block with panel p, or with some of `left` panels from there on: how many.
+  int64_t multiply_panels(int64_t p, int64_t left) const {
+    const int64_t k = p * panel, b_stride = taps_ * args_.channels * panel;
+    int64_t panels = 1, step = most_rows;
+    const Multiply* kernels = multiply_rows;
+    if (count_ <= few_rows && few_panels[count_] <= left && k + few_panels[count_] * panel <= args_.outputs) {
+      panels = few_panels[count_];
+      kernels = multiply_few;
+    } else if (args_.outputs - k <= lanes) {
+      step = 2 * most_rows;
+      kernels = multiply_narrow;
+    }
+    const int64_t n = smaller(panels * panel, args_.outputs - k);
+    const bool whole = n == (kernels == multiply_narrow ? lanes : panels * panel);
     const int64_t taps = gathers_ ? 1 : taps_, channels = gathers_ ? taps_ * args_.channels : args_.channels;
     const int64_t taps_at_once = larger(depth / channels, 1), at_once = smaller(channels, depth);
-    const float* b = args_.weights + p * taps_ * args_.channels * panel;
+    const float* b = args_.weights + p * b_stride;
+    Left a{nullptr, plan_.pixels, 0, 0, 0};
+    Right to{};
+    to.out_stride = args_.out_stride;
+    to.bias = args_.bias == nullptr ? nullptr : args_.bias + k;
+    to.residual_stride = args_.residual_stride;
+    to.column = k;
+    to.scale = args_.scale;
     for (int64_t t = 0; t < taps; t += taps_at_once)
       for (int64_t c = 0; c < channels; c += at_once) {
-        Left a{nullptr, plan_.pixels, smaller(taps_at_once, taps - t), c, smaller(at_once, channels - c)};
-        const bool add = t > 0 || c > 0, last = t + a.taps == taps && c + a.n == channels;
+        a.taps = smaller(taps_at_once, taps - t);
+        a.first = c;
+        a.n = smaller(at_once, channels - c);
+        to.add = t > 0 || c > 0;
+        const bool last = t + a.taps == taps && c + a.n == channels;
         for (int64_t r = 0; r < count_; r += step) {
           const int64_t rows = smaller(step, count_ - r);
           a.rows = places_.rows + t * plan_.pixels + r;
-          kernels[rows](a, b, places_.products + r * panel, add);
-          if (last) write(r, rows, k, n);
+          to.sums = places_.products + r * panel;
+          if (last && whole) {
+            to.out = args_.out + (first_ + r) * args_.out_stride + k;
+            if (args_.shift != nullptr) to.shifts = places_.shifts + r;
+            if (args_.residual != nullptr) to.residual = args_.residual + (first_ + r) * args_.residual_stride + k;
+          }
+          kernels[rows](a, b, b_stride, to);
+          if (last && !whole) write(r, rows, k, n);
         }
         b += a.taps * a.n * panel;
       }
+    return panels;
   }
 
-  // Outputs [k, k + n) of pixels [r, r + rows) of the block.
+  // Outputs [k, k + n) of pixels [r, r + rows) of the block, part of a panel.
   void write(int64_t r, int64_t rows, int64_t k, int64_t n) const {
     const vf32 scale = splat(args_.scale);
     for (; rows > 0; ++r, --rows) {
