@@ -46,6 +46,7 @@ SHAPES = [
     Shape((1, 1, 1, 1), 1, 3, padding=1),
     Shape((4, 3, 16, 16), 40, 3, padding=1),  # few channels, which are gathered
     Shape((2, 9, 12, 11), 3, 3, padding=1),  # few outputs
+    Shape((1, 37, 6, 5), 8, 3, padding=1),
     Shape((2, 130, 4, 4), 33, 3, padding=1),
     Shape((3, 24, 7, 6), 35, 3, padding=1, upsample=True),
     Shape((2, 40, 9, 8), 17, 3, stride=2, padding=1),
@@ -144,7 +145,7 @@ def test_slices_of_wider_tensors(shape):
 
 @native
 @pytest.mark.parametrize("without", [("gain", "offset"), ("gain", "offset", "silu"), ("silu",), ("residual", "shift")])
-@pytest.mark.parametrize("shape", [SHAPES[i] for i in (1, 4, 6, 7, 10)], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[i] for i in (1, 4, 6, 7, 11)], ids=str)
 def test_parts_may_be_missing(shape, without):
     made = Case(shape, *without)
     made.check(made.run())
@@ -175,7 +176,7 @@ for x, weight, arguments, whole in cases:
 
 
 @native
-@pytest.mark.parametrize("shape", SHAPES[:15], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:16], ids=str)
 def test_what_is_left_in_scratch_memory_is_not_read(shape, threads):
     with threads(1):
         for kernel in (1, 3):
@@ -184,6 +185,37 @@ def test_what_is_left_in_scratch_memory_is_not_read(shape, threads):
             assert before.run()[:, 3:-1].isnan().all()
         made = Case(shape)
         made.check(made.run())
+
+
+@native
+@pytest.mark.parametrize(("kernel", "outputs"), [(1, 100), (3, 20), (3, 3)])
+def test_bits_do_not_depend_on_batch_or_threads(kernel, outputs, threads):
+    def run(*batch: int) -> Tensor:
+        made = Case(Shape((12, 40, 5, 7), outputs, kernel, padding=kernel // 2), "shift", "gain", "offset", "residual")
+        made.x, made.out = made.x[slice(*batch)], made.out[slice(*batch)]
+        made.run()
+        return made.out
+
+    with threads(1):
+        expected = run(12)
+    for count in (1, 2, 3, 16):
+        with threads(count):
+            assert torch.equal(run(12), expected)
+            assert torch.equal(run(5, 6), expected[5:6])
+
+
+@native
+def test_bits_of_a_row_do_not_depend_on_the_rows_beside():
+    x, weights = make_input((14, 200)), pack(make_input((300, 200), seed=1))
+
+    def run(rows: Tensor) -> Tensor:
+        out = torch.empty(len(rows), 300)
+        RAW(rows.t()[None, :, None], weights, 300, 1, 1, 0, *AROUND, False, out.t()[None, :, None])
+        return out
+
+    expected = run(x)
+    for rows in range(1, 14):
+        assert torch.equal(run(x[:rows]), expected[:rows])
 
 
 @native
@@ -216,7 +248,7 @@ def test_weights_are_packed_as_the_reference_does(kernel):
     assert torch.equal(pack(matrix), pack(matrix[:, :, None, None]))
 
 
-@pytest.mark.parametrize("shape", SHAPES[:15], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:16], ids=str)
 def test_the_reference_is_the_definition(shape):
     made = Case(shape)
     x, *arguments = (t.double() if isinstance(t, Tensor) else t for t in (made.x, *made.arguments()))

@@ -17,13 +17,14 @@ constexpr int most_rows = 12;  // of a product that fits into the registers, wit
 #else
 constexpr int most_rows = 6;
 #endif
-constexpr int64_t depth = 128;       // products that are summed up at a time: a sum of sums errs less
-constexpr int64_t few_channels = 8;  // below, the channels of all taps are put side by side first
-constexpr int64_t line = 16;         // elements of a cache line
-
 constexpr int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
+constexpr int64_t depth = 128;       // products that are summed up at a time: a sum of sums errs less
+constexpr int64_t few_channels = 8;  // below, the channels of all taps are put side by side first
+constexpr int64_t few_outputs = smaller(panel / 2, 8);  // up to these, vectors hold channels
+constexpr int64_t line = 16;                            // elements of a cache line
+
 constexpr int64_t larger(int64_t a, int64_t b) {
   return a < b ? b : a;
 }
@@ -57,7 +58,7 @@ struct Right {
   float scale;
 };
 
-// a b, where b (taps * n, panel) is packed; of the first `vectors` vectors of panels, each b_stride behind the last.
+// a b, where b (taps * n, panel) is packed; of panels b_stride apart as many as have `vectors` vectors.
 template <int rows, int vectors>
 void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) {
   vf32 sum[rows][vectors];
@@ -81,17 +82,16 @@ void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) 
       }
     }
   }
-  constexpr int sums_stride = larger(vectors * lanes, panel);
   if (to.add)
 #pragma GCC unroll 24
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] = load(to.sums + r * sums_stride + v * lanes) + sum[r][v];
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load(to.sums + r * vectors * lanes + v * lanes) + sum[r][v];
   if (to.out == nullptr) {
 #pragma GCC unroll 24
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) store(to.sums + r * sums_stride + v * lanes, sum[r][v]);
+      for (int v = 0; v < vectors; ++v) store(to.sums + r * vectors * lanes + v * lanes, sum[r][v]);
     return;
   }
 #pragma GCC unroll 24
@@ -113,20 +113,52 @@ constexpr Multiply multiply_rows[] = {
     multiply<7, 2>, multiply<8, 2>, multiply<9, 2>, multiply<10, 2>, multiply<11, 2>, multiply<12, 2>,
 #endif
 };
-// For a panel whose second vector is empty.
-constexpr Multiply multiply_narrow[] = {
-    nullptr,         multiply<1, 1>,  multiply<2, 1>,  multiply<3, 1>,  multiply<4, 1>,  multiply<5, 1>,
-    multiply<6, 1>,  multiply<7, 1>,  multiply<8, 1>,  multiply<9, 1>,  multiply<10, 1>, multiply<11, 1>,
-    multiply<12, 1>,
-#if defined(__AVX512F__)
-    multiply<13, 1>, multiply<14, 1>, multiply<15, 1>, multiply<16, 1>, multiply<17, 1>, multiply<18, 1>,
-    multiply<19, 1>, multiply<20, 1>, multiply<21, 1>, multiply<22, 1>, multiply<23, 1>, multiply<24, 1>,
-#endif
-};
 // For a block of so few rows that one panel would leave the adders waiting for each other's sums.
 constexpr int few_rows = 3;
 constexpr int64_t few_panels[] = {0, 4, 2, 2};
 constexpr Multiply multiply_few[] = {nullptr, multiply<1, 8>, multiply<2, 4>, multiply<3, 4>};
+
+// A convolution of few outputs would leave most of a panel empty: there, vectors hold channels. Sums of `outputs` rows
+// of weights (taps * n, each) with `rows` rows, to `to` (rows, panel).
+template <int rows, int outputs>
+void dot(const Left& a, const float* weights, float* to) {
+  vf32 sums[rows][outputs];
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int k = 0; k < outputs; ++k) sums[r][k] = splat(0.0f);
+  const int64_t length = a.taps * a.n;
+  for (int64_t t = 0; t < a.taps; ++t, weights += a.n) {
+    const float* row[rows];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; ++r) row[r] = a.rows[t * a.taps_stride + r];
+    each_vector<float>(a.n, [&](int64_t i, auto part) __attribute__((always_inline)) {
+      vf32 weight[outputs];
+#pragma GCC unroll 4
+      for (int k = 0; k < outputs; ++k) weight[k] = load(weights + k * length + i, part);
+#pragma GCC unroll 12
+      for (int r = 0; r < rows; ++r) {
+        const vf32 value = load(row[r] + i, part);
+#pragma GCC unroll 4
+        for (int k = 0; k < outputs; ++k) sums[r][k] = fma(value, weight[k], sums[r][k]);
+      }
+    });
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int k = 0; k < outputs; ++k) to[r * panel + k] = sum(sums[r][k]);
+}
+
+using Dot = void (*)(const Left&, const float*, float*);
+constexpr int dot_rows = 4, dot_outputs = 3;  // whose sums fit into the registers, with a column of weights
+constexpr Dot dots[dot_rows + 1][dot_outputs + 1] = {
+    {},
+    {nullptr, dot<1, 1>, dot<1, 2>, dot<1, 3>},
+    {nullptr, dot<2, 1>, dot<2, 2>, dot<2, 3>},
+    {nullptr, dot<3, 1>, dot<3, 2>, dot<3, 3>},
+    {nullptr, dot<4, 1>, dot<4, 2>, dot<4, 3>},
+};
 
 struct Range {
   int64_t begin, end;
@@ -145,6 +177,7 @@ class Convolution {
                    args.out_height == args.height && args.out_width == args.width),
         in_front_(args.gain != nullptr || args.silu),
         gathers_(taps_ > 1 && args.channels < few_channels),
+        dots_(args.outputs <= few_outputs),
         source_stride_(in_front_ ? odd_lines(args.channels) : args.x_stride),
         gathered_stride_(odd_lines(taps_ * args.channels)) {}
 
@@ -156,6 +189,10 @@ class Convolution {
   void run(char* memory, int64_t begin, int64_t end) {
     places_ = places_of(memory);
     for (int64_t i = 0; i < args_.channels; ++i) places_.zeros[i] = 0;
+    if (dots_)
+      for (int64_t k = 0; k < args_.outputs; ++k)
+        for (int64_t i = 0; i < taps_ * args_.channels; ++i)
+          places_.columns[k * taps_ * args_.channels + i] = args_.weights[i * panel + k];
     const int64_t panels = (args_.outputs + panel - 1) / panel;
     const int64_t share = (panels + plan_.shares - 1) / plan_.shares;
     int64_t prepared = -1;
@@ -163,6 +200,10 @@ class Convolution {
       const int64_t block = item / plan_.shares, from = item % plan_.shares * share;
       if (block != prepared) prepare(block);
       prepared = block;
+      if (dots_) {
+        multiply_outputs();
+        continue;
+      }
       const int64_t to = smaller(from + share, panels);
       for (int64_t p = from; p < to;) p += multiply_panels(p, to - p);
     }
@@ -170,7 +211,7 @@ class Convolution {
 
  private:
   struct Places {
-    float *zeros, *source, *gathered, *products;
+    float *zeros, *source, *gathered, *products, *columns;
     const float **rows, **shifts;
     char* end;
   };
@@ -192,6 +233,7 @@ class Convolution {
     take(places.source, longest * source_stride_);
     take(places.gathered, gathers_ ? plan_.pixels * gathered_stride_ : 0);
     take(places.products, larger(plan_.pixels, few_rows * 2) * panel);
+    take(places.columns, dots_ ? args_.outputs * taps_ * args_.channels : 0);
     take(places.rows, plan_.pixels * taps_);
     take(places.shifts, plan_.pixels);
     places.end = memory;
@@ -295,17 +337,14 @@ class Convolution {
   // All pixels of the block with panel p, or with some of `left` panels from there on: how many.
   int64_t multiply_panels(int64_t p, int64_t left) const {
     const int64_t k = p * panel, b_stride = taps_ * args_.channels * panel;
-    int64_t panels = 1, step = most_rows;
+    int64_t panels = 1;
     const Multiply* kernels = multiply_rows;
     if (count_ <= few_rows && few_panels[count_] <= left && k + few_panels[count_] * panel <= args_.outputs) {
       panels = few_panels[count_];
       kernels = multiply_few;
-    } else if (args_.outputs - k <= lanes) {
-      step = 2 * most_rows;
-      kernels = multiply_narrow;
     }
     const int64_t n = smaller(panels * panel, args_.outputs - k);
-    const bool whole = n == (kernels == multiply_narrow ? lanes : panels * panel);
+    const bool whole = n == panels * panel;
     const int64_t taps = gathers_ ? 1 : taps_, channels = gathers_ ? taps_ * args_.channels : args_.channels;
     const int64_t taps_at_once = larger(depth / channels, 1), at_once = smaller(channels, depth);
     const float* b = args_.weights + p * b_stride;
@@ -323,8 +362,8 @@ class Convolution {
         a.n = smaller(at_once, channels - c);
         to.add = t > 0 || c > 0;
         const bool last = t + a.taps == taps && c + a.n == channels;
-        for (int64_t r = 0; r < count_; r += step) {
-          const int64_t rows = smaller(step, count_ - r);
+        for (int64_t r = 0; r < count_; r += most_rows) {
+          const int64_t rows = smaller(most_rows, count_ - r);
           a.rows = places_.rows + t * plan_.pixels + r;
           to.sums = places_.products + r * panel;
           if (last && whole) {
@@ -338,6 +377,19 @@ class Convolution {
         b += a.taps * a.n * panel;
       }
     return panels;
+  }
+
+  // All pixels of the block with all outputs, where those are few.
+  void multiply_outputs() const {
+    Left a{nullptr, plan_.pixels, gathers_ ? 1 : taps_, 0, gathers_ ? taps_ * args_.channels : args_.channels};
+    for (int64_t r = 0; r < count_; r += dot_rows) {
+      const int64_t rows = smaller(dot_rows, count_ - r);
+      a.rows = places_.rows + r;
+      for (int64_t k = 0; k < args_.outputs; k += dot_outputs)
+        dots[rows][smaller(dot_outputs, args_.outputs - k)](a, places_.columns + k * a.taps * a.n,
+                                                            places_.products + r * panel + k);
+      write(r, rows, 0, args_.outputs);
+    }
   }
 
   // Outputs [k, k + n) of pixels [r, r + rows) of the block, part of a panel.
@@ -364,7 +416,7 @@ class Convolution {
   const int64_t taps_, pixels_;
   const int64_t height_, width_;  // of the image that the kernel passes over
   const bool pointwise_;          // pixel i of out depends on pixel i of x
-  const bool in_front_, gathers_;
+  const bool in_front_, gathers_, dots_;
   const int64_t source_stride_, gathered_stride_;
   Places places_{};
   const float* source_ = nullptr;  // pixel 0, were it there
