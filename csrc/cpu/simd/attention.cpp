@@ -31,6 +31,7 @@ constexpr int64_t smaller(int64_t a, int64_t b) {
 template <int rows>
 void multiply(const float* a, int64_t row, int64_t step, const float* b, int64_t n, float* c, bool add) {
   vf32 low[rows] = {}, high[rows] = {};
+#pragma GCC unroll 4
   for (int64_t i = 0; i < n; ++i, a += step, b += panel) {
     const vf32 b_low = load(b), b_high = load(b + lanes);
 #pragma GCC unroll 12
