@@ -1,7 +1,8 @@
 """How long does an evaluation of the likelihood's ODE take, beside the published scheme, and how much memory?
 
 The published scheme calls the network for the drift, and once more for the divergence, whose gradient it takes; scipy
-solves the ODE on the host. It runs on the layers of torch in torch's own memory format; ours on the fused ones, with weights in channels-last. All take the same steps to the same tolerance.
+solves the ODE on the host. It runs on the layers of torch in torch's own memory format; ours on the fused ones, with
+weights in channels-last. All take the same steps to the same tolerance.
 """
 
 import copy

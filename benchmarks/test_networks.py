@@ -5,6 +5,9 @@ with random weights, in float32. Contenders other than ours get the last two on 
 change from call to call, as they do in a sampler. Every contender must be within `TOLERANCE` of the network in float64
 before anything is timed; its error is recorded beside its time, and so are the seconds until its first result (the
 export of the network, compilation, laying out of weights), and the page faults of its second call.
+
+Ours and eager are compared in two more things on the first network: the time of a forward with its backward, and the
+memory of a forward at the largest batch.
 """
 
 import copy
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 import fastscore
 from fastscore.testing import unets
+from fastscore.testing.memory import peak_memory
 from fastscore.testing.runtimes import RUNTIMES, Forward, why_not, without_gradients
 from fastscore.testing.timing import Case
 
@@ -124,11 +128,15 @@ def prepared(name: str, batch: int) -> Prepared:
     return result
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", "ddpmpp"])
-@pytest.mark.parametrize("batch", BATCHES)
-def test_forward(report, benchmark, name, batch, contender, device):
+@pytest.fixture(autouse=True)
+def on_cpu(device):
     if device.type != "cpu":
         pytest.skip("about CPUs; give --device cpu")
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", "ddpmpp"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_forward(report, benchmark, name, batch, contender):
     if name == "ddpm":
         pytest.importorskip("diffusers")
     if missing := why_not(contender):
@@ -139,4 +147,63 @@ def test_forward(report, benchmark, name, batch, contender, device):
         relative_error=made.error[contender],
         ready_seconds=made.ready_seconds[contender],
         page_faults=made.page_faults[contender],
+    )
+
+
+def _only_eager_and_ours(contender: str) -> None:
+    pytest.importorskip("diffusers")
+    if contender not in ("eager", "fastscore"):
+        pytest.skip("eager and ours are compared")
+
+
+@lru_cache(1)
+def training(batch: int) -> Case:
+    """The gradients of all parameters for the sum of squares of the output."""
+    net = network("ddpm")
+    modules = {"eager": net.stock, "fastscore": accelerated(net)[0]}
+    x, labels = torch.randn(batch, 3, 32, 32), net.labels(batch)
+
+    def gradients(module: nn.Module) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x, labels).sample.square().sum(), list(module.parameters()))
+
+    def check() -> None:
+        exact = copy.deepcopy(net.stock).double()
+        loss = exact(x.double(), labels).sample.square().sum()
+        wanted = torch.autograd.grad(loss, list(exact.parameters()))
+        size = max(float(want.abs().max()) for want in wanted)
+        for name, module in modules.items():
+            error = max(float((g - want).abs().max()) for g, want in zip(gradients(module), wanted, strict=True))
+            assert error <= TOLERANCE * size, f"{name}: {error} of {size}"
+
+    contenders = {name: lambda module=module: gradients(module) for name, module in modules.items()}
+    return Case("network_training", f"{net.about} batch {batch}, forward + backward", contenders, check, x, floor=False)
+
+
+@pytest.mark.parametrize("batch", [4])
+def test_forward_and_backward(report, contender, batch):
+    _only_eager_and_ours(contender)
+    report(training(batch), contender)
+
+
+@pytest.mark.parametrize("batch", BATCHES[-1:])
+def test_memory(report, benchmark, contender, batch):
+    """Of the first forward at this batch, of a network that was called at another one, so that its weights are ready.
+
+    What the network keeps for later calls counts: memory that was planned beforehand is memory.
+    """
+    _only_eager_and_ours(contender)
+    net = network("ddpm")
+    forward = without_gradients(net.plain if contender == "eager" else accelerated(net)[1])
+    forward(torch.randn(1, 3, 32, 32), net.labels(1))
+    x, labels = torch.randn(batch, 3, 32, 32), net.labels(batch)
+    report(
+        Case(
+            "network_memory",
+            f"{net.about} batch {batch}, forward of {contender}",
+            {contender: lambda: forward(x, labels)},
+            lambda: benchmark.extra_info.update(peak_bytes=peak_memory(lambda: forward(x, labels), x.device)),
+            x,
+            floor=False,
+        ),
+        contender,
     )
