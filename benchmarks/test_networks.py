@@ -30,6 +30,7 @@ from fastscore.testing.timing import Case
 CONTENDERS = (*RUNTIMES, "fastscore")
 TOLERANCE = 1e-4
 BATCHES = (1, 4, 16)
+PAUSE = 0.02  # threads of OpenMP spin for 4 ms after the last region
 QUICK = ("-1-ddpm]",)
 
 
@@ -101,7 +102,7 @@ def prepared(name: str, batch: int) -> Prepared:
     net = network(name)
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     labels, others = net.labels(batch), net.labels(batch, shift=1.0)
-    result = Prepared(Case("network", f"{net.about} batch {batch}", {}, lambda: None, x, floor=False))
+    result = Prepared(Case("network", f"{net.about} batch {batch}", {}, lambda: None, x, floor=False, pause=PAUSE))
     first: dict[str, Tensor] = {}
     for contender in CONTENDERS:
         if why_not(contender):

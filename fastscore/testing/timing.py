@@ -43,6 +43,7 @@ class Case:
         steps: how many steps one call makes, of all contenders or of each; times and traffic are reported per step.
         about: what else a reader of the table should know, e.g. who the peer is.
         floor: whether a floor is measured for "fastscore": not where the bytes of one step do not move at once.
+        pause: seconds between turns, in which the threads of one runtime stop spinning before another's begin.
     """
 
     op: str
@@ -53,6 +54,7 @@ class Case:
     steps: int | dict[str, int] = 1
     about: str = ""
     floor: bool = True
+    pause: float = 0.0
 
     def steps_of(self, name: str) -> int:
         """How many steps a contender makes in one call."""
@@ -120,6 +122,8 @@ def race(case: Case, *, seconds: float = 3.0, min_rounds: int = 5, slice_seconds
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(measured[order[0]]) < min_rounds:
         for name in order:
+            if case.pause:
+                time.sleep(case.pause)
             measured[name].append(watches[name]() / (1 if name == _COPY else case.steps_of(name)))
         order = order[1:] + order[:1]
     copies = measured.pop(_COPY, None)
