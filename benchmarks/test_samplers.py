@@ -1,4 +1,5 @@
-"""Samplers beside those of diffusers, k-diffusion, torchdiffeq and scipy, with a network that costs next to nothing.
+"""Samplers beside those of diffusers, k-diffusion, torchdiffeq and scipy, and beside the reference of this package,
+which has an operator for each term of the formulas; with a network that costs next to nothing.
 
 Each contender draws one batch from a given start, the set-up of its schedule included, with the same number of network
 calls (adaptive ones: to the same tolerance); times are per network call. Where no noise is involved, the results are
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 import fastscore
-from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE
+from fastscore import VESDE, VPSDE, Convention, DiscreteVPSDE, TorchNoise
+from fastscore.reference import samplers as reference
 from fastscore.samplers import FixedStepSampler
 from fastscore.testing.inputs import make_input
 from fastscore.testing.peers import k_diffusion_sampling
@@ -29,6 +31,8 @@ QUICK = tuple(
         "pc-ScoreSdeVeScheduler",
         "dpmpp-2m-sample_dpmpp_2m",
         "dpmpp-2m-DPMSolverMultistepScheduler",
+        "pc-pc_sampler",
+        "dpmpp-2m-dpm_solver_sampler",
         "rk45-solve_ivp",
         "rk45-dopri5",
         "ddim-DDIMScheduler",
@@ -143,6 +147,24 @@ def score_sde_ve(network: Network, x: Tensor) -> Tensor:
     return x
 
 
+# -------------------------------------------------------------------------------------------------- the reference
+
+
+def reference_pc(network: Network, x: Tensor) -> Tensor:
+    convention = Convention("score", "sigma")
+    options = {"predictor": "reverse_diffusion", "corrector": "langevin", "steps": STEPS, "eps": 1e-5}
+    return reference.pc_sampler(VESDE(), network, x, TorchNoise(), convention, **options)
+
+
+def reference_dpm_solver(network: Network, x: Tensor) -> Tensor:
+    convention = Convention("noise", "rounded_timestep")
+    return reference.dpm_solver_sampler(LINEAR, network, x, TorchNoise(), convention, steps=STEPS)
+
+
+def reference_rk45(network: Network, x: Tensor) -> Tensor:
+    return reference.rk45_sampler(VPSDE(), network, x, Convention("score", "time"), **RK45)[0]
+
+
 # ---------------------------------------------------------------------------------------------------- ODE solvers
 
 
@@ -227,6 +249,24 @@ DUELS = [
     ode("ode-rk4", {"steps": STEPS}, torchdiffeq_peer("rk4"), "torchdiffeq `rk4` (3/8 rule)", agrees=False),
     ode("rk45", RK45, torchdiffeq_peer("dopri5", rtol=1e-5, atol=1e-5), "torchdiffeq `dopri5`", agrees=False),
     ode("rk45", RK45, scipy_peer, "scipy `solve_ivp` RK45"),
+    Duel(
+        "pc",
+        {"steps": STEPS},
+        reference_pc,
+        "reference `pc_sampler`",
+        agrees=False,
+        sde=VESDE(),
+        convention=Convention("score", "sigma"),
+    ),
+    Duel(
+        "dpmpp-2m",
+        {"steps": STEPS},
+        reference_dpm_solver,
+        "reference `dpm_solver_sampler`",
+        sde=LINEAR,
+        convention=Convention("noise", "rounded_timestep"),
+    ),
+    ode("rk45", RK45, reference_rk45, "reference `rk45_sampler`"),
 ]
 
 
