@@ -91,7 +91,7 @@ def is_layer(node: fx.Node) -> bool:
         and stride in ((1, 1), (2, 2))
         and dilation == (1, 1)
         and groups == 1
-        and padding in ((0, 0), (1, 1))
+        and (padding == (0, 0) or (padding == (1, 1) and kernel == (3, 3)))
     )
 
 

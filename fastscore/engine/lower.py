@@ -22,8 +22,8 @@ from fastscore.engine.fuse import (
     layer_at,
     norm_arguments,
 )
-from fastscore.engine.trace import Traced, UntraceableError, aten, is_norm, native, shape_of
-from fastscore.engine.values import Call, Ref, Root, as_pixels, as_rows, pixel_rows, pixels
+from fastscore.engine.trace import Traced, UntraceableError, aten, draws, is_norm, native, shape_of
+from fastscore.engine.values import Call, Ref, Root, as_pixels, as_rows, pixel_rows, pixels, refs_in, replaced
 from fastscore.ops._plans import Shape
 from fastscore.ops.conv3x3 import cheapest, transformed
 
@@ -136,8 +136,8 @@ class Lowering:
             return
         if node in self._layers:
             self._layer(self._layers[node])
-        elif node.target not in VIEWS and node.target not in SPLITS and node.target is not operator.getitem:
-            self._compute(node)
+        elif isinstance(node.meta.get("val"), Tensor) and node.target not in VIEWS | {operator.getitem}:
+            self._compute(node)  # one of several values is computed when somebody asks for it
 
     def _ref(self, node: fx.Node) -> Ref:
         """The value of a node, in memory."""
@@ -166,10 +166,27 @@ class Lowering:
 
     def _copied(self, source: Ref, node: fx.Node) -> Ref:
         """What torch would copy: a view of memory in another order."""
-        target = aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
+        target: Any = node.target
+        target = aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
+        if not source.root.planned:
+            return self._constant(node, target, (source, *node.args[1:]), dict(node.kwargs))
         out = self._fresh(shape_of(node), source.meta.dtype)
         self._emit(_copying, (out, target, [source, *node.args[1:]]), (out,), "copy")
         return out
+
+    @staticmethod
+    def _constant(node: fx.Node, target: Callable[..., Any], args: Any, kwargs: Any, which: Any = None) -> Ref:
+        """What depends on parameters alone: made when they change, like transformed weights."""
+        sources = tuple(refs_in((args, tuple(kwargs.values()))))
+
+        def make(*tensors: Tensor) -> Tensor:
+            given = dict(zip(sources, tensors, strict=True))
+            result = target(*replaced(args, given.get), **{k: replaced(v, given.get) for k, v in kwargs.items()})
+            return (result if which is None else result[which]).contiguous()
+
+        dtype = node.meta["val"].dtype
+        meta = torch.empty(shape_of(node), dtype=dtype, device="meta")
+        return Ref(Root(dtype, whole=meta, sources=sources, pack=make), meta)
 
     def _fresh(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Ref:
         meta = torch.empty(shape, dtype=dtype, device="meta")
@@ -201,22 +218,29 @@ class Lowering:
             return self._concatenate(node)
         if target is aten.scaled_dot_product_attention.default:
             return self._attention(node)
-        if target is native.attention_fwd.default:
-            raise UntraceableError("attention with more than scores and values in one op")
         if is_norm(node):
             return self._norm(node)
-        if not isinstance(node.meta.get("val"), Tensor):
-            raise UntraceableError(f"{target} gives several tensors")
+        call, which = (node.args[0], node.args[1]) if target is operator.getitem else (node, None)
+        assert isinstance(call, fx.Node)
+        if call.target is native.attention_fwd.default and which == 0 and _plain_attention(call):
+            q, k, v, _, scale, *_ = call.args
+            return self._attend(node, q, k, v, scale)
+        if draws(call):
+            raise UntraceableError(f"it draws random numbers: {call.target}")
         refs: Any = self._ref
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), refs)
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), refs)
+        if all(not ref.root.planned for ref in refs_in((args, tuple(kwargs.values())))):
+            self._refs[node] = self._constant(node, call.target, args, kwargs, which)  # type: ignore[arg-type]
+            return None
         out = self._refs[node] = self._new(node)
-        name = str(target).removesuffix(".default")
+        name = str(call.target).removesuffix(".default")
         if len(out.shape) == 4 and out.meta.numel() > 4096:
             self.unfused.append(name)
         if target in _OUT:
             self.calls.append(Call(_OUT[target], tuple(args), {**kwargs, "out": out}, (out,), name))
         else:
-            self._emit(_copying, (out, partial(target, **kwargs), list(args)), (out,), name)
+            function: Any = call.target
+            self._emit(_copying, (out, partial(function, **kwargs), list(args), which), (out,), name)
         return None
 
     def _concatenate(self, node: fx.Node) -> None:
@@ -243,19 +267,20 @@ class Lowering:
         self._emit(_normalized, args, (out,), "group_norm_silu")
 
     def _attention(self, node: fx.Node) -> None:
-        settings: dict[str, Any] = dict(
-            zip(("q", "k", "v", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False)
-        )
-        settings |= node.kwargs
-        if settings.get("attn_mask") is not None or settings.get("dropout_p") or settings.get("is_causal"):
+        names = ("q", "k", "v", "attn_mask", "dropout_p", "is_causal")
+        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+        if given.get("attn_mask") is not None or given.get("dropout_p") or given.get("is_causal"):
             raise UntraceableError("attention with a mask or dropout")
-        q, k, v = (self._aligned(self._ref(settings[name])) for name in ("q", "k", "v"))
-        if len(q.shape) != 4:
+        if len(shape_of(node)) != 4:
             raise UntraceableError("attention that is not of (B, heads, N, D)")
+        self._attend(node, given["q"], given["k"], given["v"], given.get("scale"))
+
+    def _attend(self, node: fx.Node, *arguments: Any) -> None:
+        *inputs, scale = arguments
+        q, k, v = (self._aligned(self._ref(value)) for value in inputs)
         b, heads, n, d = shape_of(node)
         out = self._fresh((b, n, heads, d))
         out = self._refs[node] = out.view(out.meta.transpose(1, 2))
-        scale = settings.get("scale")
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         self._emit(native.attention_into.default, (q, k, v, scale, out), (out,), "attention")
 
@@ -278,7 +303,7 @@ class Lowering:
         source: fx.Node = anchor.args[0]  # type: ignore[assignment]
         stride, padding = (1, 0) if anchor.target is aten.linear.default else (n[0] for n in conv_settings(anchor)[:2])
         before = _pads(source)
-        if before is not None and not padding:
+        if before is not None and not padding and before < (self._ref(anchor.args[1]).shape[2:] or (1,))[0]:  # type: ignore[arg-type]
             source, padding = source.args[0], before  # type: ignore[assignment]
         out, target = self._output(layer)
         x, gain, offset, silu, upsample = self._front(source, target, pointwise, stride)
@@ -467,6 +492,12 @@ def _pads(node: fx.Node) -> int | None:
     return int(sides[0])
 
 
+def _plain_attention(node: fx.Node) -> bool:
+    q: Any
+    q, _, _, residual, _, output_scale, _ = node.args
+    return residual is None and bool(output_scale == 1) and q.meta["val"].dtype is torch.float32
+
+
 def _view(meta: Tensor, node: fx.Node) -> Tensor | None:
     """What a view makes of a tensor; None where it would be a copy."""
     try:
@@ -492,8 +523,10 @@ def _stacked(*parts: Tensor) -> Tensor:
     return torch.cat([part.flatten(1) if part.dim() > 1 else part for part in parts])
 
 
-def _copying(out: Tensor, target: Callable[..., Tensor], args: list[Any]) -> None:
-    out.copy_(target(*args))
+def _copying(out: Tensor, target: Callable[..., Any], args: list[Any], which: int | None = None) -> None:
+    """An operator that makes its own result; `which` of several."""
+    result = target(*args)
+    out.copy_(result if which is None else result[which])
 
 
 def _normalized(

@@ -121,6 +121,7 @@ class Program:
         """Put tensors in the place of references."""
         self._known = self._state()
         known: dict[Any, Tensor] = {}
+        self._made: dict[Root, Tensor] = {}
 
         def tensor(ref: Ref) -> Tensor:
             meta = ref.meta
@@ -145,23 +146,27 @@ class Program:
         self._small = [(at, value) for at, value in placed if _is_small(value)]
         self._large = [(at, value) for at, value in placed if not _is_small(value)]
         self._fresh = True
-        packed = {value.data_ptr(): value.nbytes for (root, *_), value in known.items() if root.pack is not None}
-        self.packed_bytes = sum(packed.values())
+        self.packed_bytes = sum(value.nbytes for value in self._made.values())
 
     def _tensor(self, ref: Ref, tensor: Callable[[Ref], Tensor]) -> Tensor:
         root, meta = ref.root, ref.meta
-        if root.pack is not None:
-            return root.pack(*(tensor(source) for source in root.sources))
-        if root.get is not None:
-            whole, traced = root.get(), root.whole
-            assert traced is not None
-            if (whole.shape, whole.stride(), whole.dtype) != (traced.shape, traced.stride(), traced.dtype):
+        if root.planned:
+            at = self._places[root]
+            memory = self._arena[at : at + root.elements * root.dtype.itemsize].view(root.dtype)
+        elif root.pack is not None:
+            if root not in self._made:
+                self._made[root] = root.pack(*(tensor(source) for source in root.sources))
+            memory = self._made[root]
+            if root.whole is None:
+                return memory
+        else:
+            assert root.get is not None
+            assert root.whole is not None
+            memory, traced = root.get(), root.whole
+            if (memory.shape, memory.stride(), memory.dtype) != (traced.shape, traced.stride(), traced.dtype):
                 raise StaleError
-            if (whole.shape, whole.stride()) == (meta.shape, meta.stride()):
-                return whole  # itself: what is kept beside it goes by its identity
-            return torch.as_strided(whole, meta.shape, meta.stride(), whole.storage_offset() + meta.storage_offset())
-        at = self._places[root]
-        memory = self._arena[at : at + root.elements * root.dtype.itemsize].view(root.dtype)
+            if (memory.shape, memory.stride()) == (meta.shape, meta.stride()):
+                return memory  # itself: what is kept beside it goes by its identity
         return torch.as_strided(memory, meta.shape, meta.stride(), memory.storage_offset() + meta.storage_offset())
 
 

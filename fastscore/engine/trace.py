@@ -117,7 +117,7 @@ def _simplify(graph: fx.Graph) -> None:
             _linear(graph, node)
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or _random(node):
+        if node.op != "call_function" or draws(node):
             continue
         key = (node.target, _hashable(node.args), _hashable(node.kwargs))
         first = known.setdefault(key, node)
@@ -185,8 +185,9 @@ def _linear(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node)
 
 
-def _random(node: fx.Node) -> bool:
-    return not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags
+def draws(node: fx.Node) -> bool:
+    """Whether an operator may draw random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _hashable(value: Any) -> Any:

@@ -16,11 +16,11 @@ class Root:
 
     Attributes:
         get: gives the tensor, for what the network or a table holds; None for memory that the program plans.
-        whole: meta tensor of what `get` gave when the network was traced.
+        whole: meta tensor of what `get` or `pack` gives, where references see parts of it.
         dtype: of planned memory.
         elements: its size.
-        sources: of packed weights: what they are made of.
-        pack: of packed weights: what makes them.
+        sources: what `pack` takes.
+        pack: makes it anew when parameters have changed: transformed weights, and all that depends on parameters alone.
     """
 
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class Root:
         return self.get is None and self.pack is None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ref:
     """A tensor: `meta`, on the meta device, has its shape and strides, and its offset in the root."""
 

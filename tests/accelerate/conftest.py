@@ -61,6 +61,22 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+def assert_engine_agrees(model: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """In evaluation mode and without gradients, the whole model as one program gives the same, 1e-5 of the largest."""
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        want = model(*arguments)
+        report = fastscore.accelerate(model, optimize="cpu", example=arguments)
+        assert report.engine is not None
+        assert not report.engine.refusals, report.engine.refusals
+        (program,) = report.engine.programs.values()
+        got = program.run(arguments)
+    (got, want) = (out if isinstance(out, Tensor) else out[0] for out in (got, want))
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 @pytest.fixture
 def same() -> Callable[..., Report]:
     """`same(model, arguments, ops)`: accelerated, the model is the same, runs these ops, and comes back as it was.
@@ -93,6 +109,7 @@ def same() -> Callable[..., Report]:
             fastscore.restore(model)
             assert {name: (type(module), set(vars(module))) for name, module in model.named_modules()} == before
             assert_close(run(model, inputs), want, 0, 0)
+        assert_engine_agrees(model, inputs)
         return report
 
     return check
