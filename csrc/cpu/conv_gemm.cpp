@@ -18,8 +18,9 @@ std::int64_t over(std::int64_t n, std::int64_t d) {
   return (n + d - 1) / d;
 }
 
-// Pixels of a block: with fewer, reading the weights costs more than the products.
-constexpr std::int64_t most_pixels = 96;
+// Pixels of a block: with fewer, reading the weights costs more than the products; and what stands in front of a 3x3
+// kernel is computed again for the rows that two blocks share.
+constexpr std::int64_t most_pixels = 96, most_behind = 192;
 
 // Blocks of many pixels for all threads; where there are too few of those, threads share the outputs of a block.
 ConvGemmPlan plan_of(const ConvGemmArgs& args, std::int64_t threads) {
@@ -27,7 +28,8 @@ ConvGemmPlan plan_of(const ConvGemmArgs& args, std::int64_t threads) {
   const std::int64_t pixels = args.batch * args.out_height * args.out_width;
   const std::int64_t panels = over(args.outputs, conv_gemm_panel());
   ConvGemmPlan plan;
-  plan.blocks = over(pixels, most_pixels);
+  const bool twice = args.kernel > 1 && (args.gain != nullptr || args.silu);
+  plan.blocks = over(pixels, twice ? most_behind : most_pixels);
   plan.shares = std::min(over(threads, plan.blocks), panels);
   plan.blocks = over(plan.blocks * plan.shares, threads) * threads / plan.shares;
   plan.pixels = over(over(pixels, plan.blocks), rows) * rows;

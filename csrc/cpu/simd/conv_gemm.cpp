@@ -58,6 +58,16 @@ struct Right {
   float scale;
 };
 
+// Adds what is at from(row, vector), if it is there.
+template <int rows, int vectors, class F>
+FASTSCORE_INLINE void add(vf32 (&sum)[rows][vectors], bool there, F&& from) {
+  if (!there) return;
+#pragma GCC unroll 24
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) sum[r][v] = sum[r][v] + load(from(r, v));
+}
+
 // a b, where b (taps * n, panel) is packed; of panels b_stride apart as many as have `vectors` vectors.
 template <int rows, int vectors>
 void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) {
@@ -82,11 +92,7 @@ void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) 
       }
     }
   }
-  if (to.add)
-#pragma GCC unroll 24
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] = load(to.sums + r * vectors * lanes + v * lanes) + sum[r][v];
+  add<rows, vectors>(sum, to.add, [&](int r, int v) { return to.sums + (r * vectors + v) * lanes; });
   if (to.out == nullptr) {
 #pragma GCC unroll 24
     for (int r = 0; r < rows; ++r)
@@ -94,16 +100,14 @@ void multiply(const Left& a, const float* b, int64_t b_stride, const Right& to) 
       for (int v = 0; v < vectors; ++v) store(to.sums + r * vectors * lanes + v * lanes, sum[r][v]);
     return;
   }
+  add<rows, vectors>(sum, to.bias != nullptr, [&](int, int v) { return to.bias + v * lanes; });
+  add<rows, vectors>(sum, to.shifts != nullptr, [&](int r, int v) { return to.shifts[r] + to.column + v * lanes; });
+  add<rows, vectors>(sum, to.residual != nullptr,
+                     [&](int r, int v) { return to.residual + r * to.residual_stride + v * lanes; });
 #pragma GCC unroll 24
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      vf32 value = sum[r][v];
-      if (to.bias != nullptr) value = value + load(to.bias + v * lanes);
-      if (to.shifts != nullptr) value = value + load(to.shifts[r] + to.column + v * lanes);
-      if (to.residual != nullptr) value = value + load(to.residual + r * to.residual_stride + v * lanes);
-      store(to.out + r * to.out_stride + v * lanes, value * splat(to.scale));
-    }
+    for (int v = 0; v < vectors; ++v) store(to.out + r * to.out_stride + v * lanes, sum[r][v] * splat(to.scale));
 }
 
 using Multiply = void (*)(const Left&, const float*, int64_t, const Right&);
