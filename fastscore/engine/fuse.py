@@ -105,6 +105,31 @@ def conv_settings(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tupl
     return stride, padding, dilation, 1 if values[3] is None else values[3]  # type: ignore[return-value]
 
 
+def is_pointwise(layer: fx.Node) -> bool:
+    """Whether a layer computes each pixel from itself."""
+    if layer.target is aten.linear.default:
+        return True
+    stride, padding, *_ = conv_settings(layer)
+    return shape_of(layer.args[1])[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0)
+
+
+def bias_of(layer: fx.Node) -> Any:
+    """The node of its bias, or None."""
+    return layer.args[2] if len(layer.args) > 2 else None
+
+
+def padding_of(node: fx.Node) -> int | None:
+    """Rows and columns of zeros that a node puts in front of an image; None if it does something else."""
+    if node.target not in (aten.pad.default, aten.constant_pad_nd.default) or node.kwargs:
+        return None
+    mode = node.args[2] if node.target is aten.pad.default and len(node.args) > 2 else "constant"
+    value = node.args[-1] if isinstance(node.args[-1], int | float) else 0
+    sides: Any = node.args[1]
+    if mode != "constant" or value or len(sides) != 4 or min(sides) < 0 or sides[0] != sides[2]:
+        return None
+    return int(sides[0])
+
+
 def layer_at(anchor: fx.Node, taken: Container[fx.Node]) -> Layer:
     """The layer with all that can follow it in one call, up to what another layer has taken."""
     layer, views = Layer(anchor, anchor), []
@@ -145,7 +170,7 @@ def _added(layer: Layer, current: fx.Node, user: fx.Node, viewed: bool) -> bool:
     return False
 
 
-def front_of(node: fx.Node, *, views: bool) -> Front:
+def front_of(node: Any, *, views: bool) -> Front:
     """What stands in front of a layer that reads `node`; `views`: whether it reads single pixels, in any shape."""
     front = Front(node)
     while front.norm is None:

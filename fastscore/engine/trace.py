@@ -86,7 +86,7 @@ def _getter(model: nn.Module, target: str, kind: InputKind, constants: dict[str,
     raise UntraceableError(f"{target} is no tensor")
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: Any) -> tuple[int, ...]:
     """Of the tensor that a node gives."""
     return tuple(int(n) for n in node.meta["val"].shape)
 

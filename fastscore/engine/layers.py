@@ -1,0 +1,208 @@
+"""Convolutions and linear layers as calls, with what stands in front of them and behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastscore.engine.fuse import (
+    Front,
+    Layer,
+    bias_of,
+    conv_settings,
+    front_of,
+    is_pointwise,
+    norm_arguments,
+    padding_of,
+)
+from fastscore.engine.trace import Traced, UntraceableError, aten, native, shape_of
+from fastscore.engine.values import Ref, Root, as_pixels, as_rows, pixel_rows, pixels
+from fastscore.engine.writer import Writer, viewed
+from fastscore.ops._plans import Shape
+from fastscore.ops.conv3x3 import cheapest, transformed
+
+Read = tuple[Ref | None, Ref | None, bool, bool]  # gain, offset, silu, upsample
+Written = tuple[Ref | None, Ref | None, Ref | None, float]  # bias, shift, residual, scale
+_PLAIN: Read = (None, None, False, False)
+
+
+class LayerWriter(Writer):
+    """Emits `conv3x3_winograd_into`, `conv_gemm_into` and `group_affine_into`.
+
+    An image is (B, C, H, W) in pixel rows; rows (..., C) are looked at as an image. In what follows, `form` is
+    `as_rows` for a linear layer and `as_pixels` for a convolution.
+
+    Attributes:
+        shapes: of the 3x3 convolutions that may be Winograd's.
+    """
+
+    def __init__(self, traced: Traced, threads: int):
+        super().__init__(traced)
+        self.shapes: list[Shape] = []
+        self._threads = threads
+        self._affine: dict[fx.Node, tuple[Ref, Ref]] = {}
+
+    def _layer(self, layer: Layer) -> None:
+        """One layer with all that follows it."""
+        anchor = layer.anchor
+        weight, bias = self._ref(anchor.args[1]), self._optional(bias_of(anchor))
+        source: Any = anchor.args[0]
+        stride, padding = (1, 0) if anchor.target is aten.linear.default else (n[0] for n in conv_settings(anchor)[:2])
+        before = padding_of(source)
+        if before is not None and not padding and before < _kernel(weight):
+            source, padding = source.args[0], before
+        out = self._output(layer)
+        target = out.view(_found(_form(layer.anchor, out.meta)))
+        x, read = self._input(anchor, source, target, stride)
+        shift = None if layer.shift is None else self._ref(layer.shift)
+        shift = None if shift is None else shift.view(shift.meta[:, :, 0, 0].expand(target.shape[0], -1))
+        residual = None if layer.residual is None else self._residual(self._ref(layer.residual), target)
+        self._convolution(x, weight, target, stride, padding, (bias, shift, residual, layer.scale), read)
+        self._refs[layer.last] = out
+
+    def _siblings(self, group: list[Layer]) -> None:
+        """Layers that read the same, as one with all their outputs."""
+        anchors = [layer.anchor for layer in group]
+        first, shapes = anchors[0], [shape_of(anchor) for anchor in anchors]
+        image = first.target is aten.conv2d.default
+        channel = 1 if image else len(shapes[0]) - 1
+        widths = [shape[channel] for shape in shapes]
+        shape = (*shapes[0][:channel], sum(widths), *shapes[0][channel + 1 :])
+        out = self._image(shape) if image else self._fresh(shape)
+        target = out.view(_found(_form(first, out.meta)))
+        x, read = self._input(first, first.args[0], target, 1)
+        weights = [self._ref(anchor.args[1]) for anchor in anchors]
+        biases = [self._ref(bias_of(anchor)) for anchor in anchors if bias_of(anchor) is not None]
+        weight = _packed(_stacked, *weights, shape=(sum(widths), weights[0].shape[1]))
+        bias = _packed(_stacked, *biases, shape=(sum(widths),)) if biases else None
+        self._convolution(x, weight, target, 1, 0, (bias, None, None, 1.0), read)
+        at = 0
+        for layer, width in zip(group, widths, strict=True):
+            self._refs[layer.last] = out.view(out.meta.narrow(channel, at, width))
+            at += width
+
+    def _output(self, layer: Layer) -> Ref:
+        """Where a layer writes, as its last node has it."""
+        shape, image = shape_of(layer.last), layer.anchor.target is aten.conv2d.default
+        if not layer.views:
+            return self._new(layer.last) if image or len(shape) != 4 else self._fresh(shape)
+        natural = shape_of(layer.anchor)
+        meta: Tensor | None = pixel_rows(natural) if image else torch.empty(natural, device="meta")
+        for node in layer.views:
+            meta = None if meta is None else viewed(meta, node)
+        if meta is None or as_pixels(meta) is None or meta.stride(3) != shape[1]:
+            raise UntraceableError("a layer that is added to an image in another order")
+        return self._new(layer.last)
+
+    def _input(self, anchor: fx.Node, source: Any, target: Ref, stride: int) -> tuple[Ref, Read]:
+        """What a layer reads, and what it does to it on the way."""
+        pointwise = is_pointwise(anchor)
+        front = front_of(source, views=pointwise)
+        if front.norm is not None or front.silu or front.upsample:
+            x = None if front.upsample and stride > 1 else self._base(anchor, front, target)
+            if x is not None:
+                gain, offset = (None, None) if front.norm is None else self._affine_of(front.norm)
+                return x, (gain, offset, front.silu, front.upsample)
+        ref = self._ref(source)
+        rows = _form(anchor, ref.meta)
+        if rows is None:
+            image = anchor.target is aten.conv2d.default
+            ref = self._copied(ref, self._image(ref.shape) if image else self._fresh(ref.shape))
+            rows = _found(_form(anchor, ref.meta))
+        return ref.view(_recut(rows, target) if pointwise else rows), _PLAIN
+
+    def _base(self, anchor: fx.Node, front: Front, target: Ref) -> Ref | None:
+        """The base of a layer's front as the layer reads it; None where the norm's channels are not the layer's."""
+        base = self._ref(front.base)
+        meta: Tensor | None = base.meta
+        for node in front.views:
+            meta = None if meta is None else viewed(meta, node)
+        rows = None if meta is None else _form(anchor, meta)
+        if rows is None:
+            return None
+        if front.norm is not None:
+            normed = as_pixels(_spatial(base.meta))
+            if normed is None or (base.shape[0], base.shape[1]) != (target.shape[0], rows.shape[1]):
+                return None
+        return base.view(_recut(rows, target) if is_pointwise(anchor) and not front.upsample else rows)
+
+    def _residual(self, ref: Ref, target: Ref) -> Ref:
+        """What is added to a result, cut like it."""
+        meta = as_pixels(ref.meta) if ref.shape == target.shape else as_rows(ref.meta)
+        if meta is not None:
+            return ref.view(_recut(meta, target))
+        if len(ref.shape) == 4 and ref.shape == target.shape:
+            return self._copied(ref, self._image(ref.shape))
+        copy = self._copied(ref, self._fresh(ref.shape))
+        return copy.view(_recut(_found(as_rows(copy.meta)), target))
+
+    def _affine_of(self, norm: fx.Node) -> tuple[Ref, Ref]:
+        """Gain and offset of a norm, computed once."""
+        if norm not in self._affine:
+            a = norm_arguments(norm)
+            x = self._ref(a["x"])
+            x = x.view(_found(as_pixels(_spatial(x.meta))))
+            parameters = [self._optional(a[name]) for name in ("weight", "bias", "scale", "shift")]
+            gain, offset = self._fresh(x.shape[:2]), self._fresh(x.shape[:2])
+            args = (x, a["groups"], float(a["eps"]), *parameters, gain, offset)
+            self._emit(native.group_affine_into.default, args, (gain, offset), "group_affine")
+            self._affine[norm] = gain, offset
+        return self._affine[norm]
+
+    def _convolution(
+        self, x: Ref, weight: Ref, out: Ref, stride: int, padding: int, written: Written, read: Read
+    ) -> None:
+        outputs, channels = weight.shape[:2]
+        batch, _, height, width = out.shape
+        kernel, enlarged, method = _kernel(weight), 1 + read[3], "direct"
+        same_size = (x.shape[2] * enlarged, x.shape[3] * enlarged) == (height, width)
+        if (kernel, stride, padding) == (3, 1, 1) and same_size:
+            self.shapes.append((batch, channels, height, width, outputs))
+            method = cheapest(*self.shapes[-1], self._threads)
+        if method == "direct":
+            packed = _packed(native.conv_gemm_weights.default, weight)
+            direct = (x, packed, outputs, kernel, stride, padding, *written, *read, out)
+            self._emit(native.conv_gemm_into.default, direct, (out,), "conv_gemm")
+            return
+        tile = int(method[-1])
+        packed = _packed(partial(transformed, tile=tile), weight)
+        args = (x, packed, outputs, tile, *written, *read, None, out)
+        self._emit(native.conv3x3_winograd_into.default, args, (out,), f"conv3x3 F({tile}x{tile})")
+
+
+def _form(anchor: fx.Node, meta: Tensor) -> Tensor | None:
+    return as_rows(meta) if anchor.target is aten.linear.default else as_pixels(meta)
+
+
+def _kernel(weight: Ref) -> int:
+    return weight.shape[2] if len(weight.shape) == 4 else 1
+
+
+def _recut(rows: Tensor, target: Ref) -> Tensor:
+    """The same pixels, in images like those of the target."""
+    b, _, h, w = target.shape
+    return pixels(rows, (b, rows.shape[1], h, w), rows.stride(3))
+
+
+def _spatial(meta: Tensor) -> Tensor:
+    """(B, C, *spatial) as (B, C, H, W)."""
+    return meta if meta.dim() == 4 else meta.unsqueeze(2) if meta.dim() == 3 else meta[:, :, None, None]
+
+
+def _found(meta: Tensor | None) -> Tensor:
+    if meta is None:
+        raise UntraceableError("an image whose channels do not lie side by side")
+    return meta
+
+
+def _packed(pack: Callable[..., Tensor], *sources: Ref, shape: tuple[int, ...] = ()) -> Ref:
+    return Ref(Root(torch.float32, sources=sources, pack=pack), torch.empty(shape, device="meta"))
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    """Weights or biases of siblings, one after the other."""
+    return torch.cat([part.flatten(1) if part.dim() > 1 else part for part in parts])
