@@ -1,4 +1,7 @@
-"""How fast is GroupNorm + SiLU as one op, in both memory formats, forward and with gradients?"""
+"""How fast is GroupNorm + SiLU as one op, in both memory formats, forward, into memory that is there, with gradients?
+
+The floor of a forward pass is a copy of x into memory that is there.
+"""
 
 from collections.abc import Callable
 
@@ -20,8 +23,8 @@ def _eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(F.group_norm(x, GROUPS, weight, bias))
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return group_norm_silu(x, GROUPS, weight, bias)
+def _fused(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    return group_norm_silu(x, GROUPS, weight, bias, out=out)
 
 
 def _exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -39,7 +42,13 @@ def _gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias:
     return torch.autograd.grad(function(*leaves), leaves, grad)[0]
 
 
-MODES = {"forward": _forward, "gradients": _gradients}
+def _into(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """The result in `out`, where a function can put it there."""
+    with torch.no_grad():
+        return function(x, weight, bias, **({"out": out} if function is _fused else {}))
+
+
+MODES = {"forward": _forward, "into": _into, "gradients": _gradients}
 
 
 def _case(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mode: str, device: torch.device) -> Case:
@@ -55,7 +64,7 @@ def _case(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mode: str, de
         plain = call(_eager, *tensors)
         for name in ("torch.compile", "fastscore"):
             result = call(functions[name], *tensors)
-            assert_error_within_budget(result, exact, plain, name, factor=2 if mode == "forward" else 3)
+            assert_error_within_budget(result, exact, plain, name, factor=3 if mode == "gradients" else 2)
 
     return Case(
         "group_norm_silu",
@@ -68,9 +77,10 @@ def _case(shape: tuple[int, ...], layout: str, dtype: torch.dtype, mode: str, de
 
 CASES = [
     *(
-        ((n, 128, 32, 32), layout, torch.float32, "forward")
-        for n in (4, 16)
+        ((n, 128, 32, 32), layout, torch.float32, mode)
+        for n in (4, 16, 64)
         for layout in ("contiguous", "channels_last")
+        for mode in ("forward", "into")
     ),
     ((4, 128, 32, 32), "contiguous", torch.bfloat16, "forward"),
     *(((4, 128, 32, 32), layout, torch.float32, "gradients") for layout in ("contiguous", "channels_last")),
@@ -79,4 +89,6 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}-{case[3]}")
 def test_group_norm_silu(report, case, contender, device):
+    if case[-1] == "into" and device.type != "cpu":
+        pytest.skip("on a CPU only")
     report(_case(*case, device), contender)

@@ -1,11 +1,15 @@
 #include "group_norm_silu.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <initializer_list>
+
+#include "checks.h"
 
 namespace fastscore {
 namespace {
@@ -85,15 +89,49 @@ struct Operands {
     return const_cast<void*>(keep.emplace_back(tensor.contiguous()).const_data_ptr());
   }
 
-  // Allocates the result, and launches unless it is empty.
-  Tensor run(const GroupNormSiluLaunch& launch) {
-    call.out = at::empty_strided(x.sizes(), dense_strides(x.sizes(), call.layout), x.options());
+  // Kernels read an element of x before they write it, and anything else at any time.
+  void check_out(const Tensor& out, std::initializer_list<const OptionalTensor*> parameters) const {
+    check_like("group_norm_silu", "out", out, x);
+    const bool dense = has_layout(out, call.layout) &&
+                       (args.batch <= 1 || out.numel() == 0 || out.stride(0) == args.channels * args.pixels);
+    TORCH_CHECK_VALUE(dense, "group_norm_silu: out must be dense in the layout of x, ",
+                      call.layout == Layout::contiguous ? "contiguous" : "channels last", ", got strides ",
+                      out.strides(), " for shape ", out.sizes());
+    at::assert_no_partial_overlap(out, x);
+    for (const OptionalTensor* parameter : parameters)
+      if (*parameter) at::assert_no_overlap(out, **parameter);
+  }
+
+  // The result, allocated unless it is given; launches unless it is empty.
+  Tensor run(const GroupNormSiluLaunch& launch, const OptionalTensor& out = std::nullopt) {
+    call.out = out ? *out : at::empty_strided(x.sizes(), dense_strides(x.sizes(), call.layout), x.options());
     if (call.out.numel() == 0) return call.out;
     args.out = call.out.mutable_data_ptr();
     launch.run(call);
     return call.out;
   }
 };
+
+std::tuple<Tensor, Tensor, Tensor> forward(const GroupNormSiluLaunch& launch, const Tensor& x,
+                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                           const OptionalTensor& add, const OptionalTensor& scale,
+                                           const OptionalTensor& shift, std::int64_t num_groups, double eps, bool silu,
+                                           const OptionalTensor& out) {
+  Operands operands(launch, GroupNormSiluKind::forward, x, num_groups, silu);
+  operands.args.eps = eps;
+  operands.args.value = operands.parameters(weight, bias, add, scale, shift);
+  if (out) operands.check_out(*out, {&weight, &bias, &add, &scale, &shift});
+  const Tensor mean = at::empty({x.size(0), num_groups}, operands.options());
+  const Tensor rstd = at::empty({x.size(0), num_groups}, operands.options());
+  operands.args.mean = mean.mutable_data_ptr();
+  operands.args.rstd = rstd.mutable_data_ptr();
+  const Tensor y = operands.run(launch, out);
+  if (y.numel() == 0) {  // statistics of nothing, as the reference has them
+    mean.zero_();
+    rstd.fill_(1 / std::sqrt(eps));
+  }
+  return {y, mean, rstd};
+}
 
 }  // namespace
 
@@ -102,19 +140,14 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_fwd(const GroupNormSiluLaunch
                                                        const OptionalTensor& add, const OptionalTensor& scale,
                                                        const OptionalTensor& shift, std::int64_t num_groups, double eps,
                                                        bool silu) {
-  Operands operands(launch, GroupNormSiluKind::forward, x, num_groups, silu);
-  operands.args.eps = eps;
-  operands.args.value = operands.parameters(weight, bias, add, scale, shift);
-  const Tensor mean = at::empty({x.size(0), num_groups}, operands.options());
-  const Tensor rstd = at::empty({x.size(0), num_groups}, operands.options());
-  operands.args.mean = mean.mutable_data_ptr();
-  operands.args.rstd = rstd.mutable_data_ptr();
-  const Tensor y = operands.run(launch);
-  if (y.numel() == 0) {  // statistics of nothing, as the reference has them
-    mean.zero_();
-    rstd.fill_(1 / std::sqrt(eps));
-  }
-  return {y, mean, rstd};
+  return forward(launch, x, weight, bias, add, scale, shift, num_groups, eps, silu, std::nullopt);
+}
+
+void group_norm_silu_into(const GroupNormSiluLaunch& launch, const Tensor& x, const OptionalTensor& weight,
+                          const OptionalTensor& bias, const OptionalTensor& add, const OptionalTensor& scale,
+                          const OptionalTensor& shift, std::int64_t num_groups, double eps, bool silu,
+                          const Tensor& out) {
+  forward(launch, x, weight, bias, add, scale, shift, num_groups, eps, silu, out);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_silu_bwd(

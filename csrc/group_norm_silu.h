@@ -37,6 +37,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_silu_fwd(
     const OptionalTensor& add, const OptionalTensor& scale, const OptionalTensor& shift, std::int64_t num_groups,
     double eps, bool silu);
 
+// y, written to `out`, which is dense in the layout of x and may be x itself.
+void group_norm_silu_into(const GroupNormSiluLaunch& launch, const at::Tensor& x, const OptionalTensor& weight,
+                          const OptionalTensor& bias, const OptionalTensor& add, const OptionalTensor& scale,
+                          const OptionalTensor& shift, std::int64_t num_groups, double eps, bool silu,
+                          const at::Tensor& out);
+
 // Gradients of x, weight, bias, add, scale, shift; those of absent parameters are empty.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_silu_bwd(
     const GroupNormSiluLaunch& launch, const at::Tensor& grad_y, const at::Tensor& x, const OptionalTensor& weight,

@@ -308,6 +308,11 @@ define(
     "group_norm_silu",
 )
 define(
+    f"group_norm_silu_into(Tensor x, {_PARAMETERS}, int num_groups, float eps, bool silu, Tensor(a!) out) -> ()",
+    lambda *_: None,
+    _group_norm_silu.group_norm_silu_into,
+)
+define(
     f"group_norm_silu_bwd(Tensor grad_y, Tensor x, {_PARAMETERS}, Tensor mean, Tensor rstd, int num_groups, bool silu)"
     " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_add, Tensor grad_scale, Tensor grad_shift)",
     _group_norm_silu_bwd_fake,

@@ -140,6 +140,7 @@ const GroupNormSiluLaunch group_norm_silu_cpu = {at::kCPU, run};
 TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   using namespace fastscore;
   m.impl("group_norm_silu_fwd", GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_fwd>::call);
+  m.impl("group_norm_silu_into", GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_into>::call);
   m.impl("group_norm_silu_bwd", GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_bwd>::call);
   m.impl("group_norm_silu_jvp", GroupNormSiluOn<group_norm_silu_cpu, group_norm_silu_jvp>::call);
 }

@@ -96,6 +96,10 @@ def _group_norm_silu_fwd(args: tuple[Any, ...], result: Any) -> Cost:
     return Cost(size(args, result), args[0].numel() * (10 + FUNCTION))
 
 
+def _group_norm_silu_into(args: tuple[Any, ...], _: Any) -> Cost:
+    return _group_norm_silu_fwd(args[:-1], args[-1])
+
+
 def _group_norm_silu_more(args: tuple[Any, ...], result: Any) -> Cost:
     return Cost(size(args, result), args[0].numel() * (25 + FUNCTION))
 
@@ -135,6 +139,7 @@ def _attention(products: int, args: tuple[Any, ...], result: Any) -> Cost:
 _COSTS: dict[str, Callable[..., Cost]] = {
     "attention_fwd": partial(_attention, 2),  # scores and weighted values
     "attention_bwd": partial(_attention, 5),  # scores again, and the gradients of weights, values, queries and keys
+    "attention_into": lambda args, _: _attention(2, args, None),
     "attention_jvp": partial(_attention, 6),  # two for the scores' tangent and two for the values' more
     "conv3x3_weights": _conv3x3_weights,
     "conv3x3_winograd": _conv3x3_winograd,
@@ -151,7 +156,9 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "error_norm": _error_norm,
     "philox_normal": _philox,
     "philox_rademacher": _philox,
+    "group_affine_into": lambda args, _: Cost(size(args), 4 * args[0].numel()),  # x - center, and two sums
     "group_norm_silu_fwd": _group_norm_silu_fwd,
+    "group_norm_silu_into": _group_norm_silu_into,
     "group_norm_silu_bwd": _group_norm_silu_more,
     "group_norm_silu_jvp": _group_norm_silu_more,
 }

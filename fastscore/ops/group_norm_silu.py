@@ -37,6 +37,7 @@ def group_norm_silu(
     shift: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """silu(GroupNorm(x + add) * (1 + scale) + shift), as the residual blocks of score networks need it.
 
@@ -52,21 +53,27 @@ def group_norm_silu(
         scale, shift: (N, C), after weight and bias.
         eps: added to the variance, >= 0.
         silu: without it, the norm alone.
+        out: like x, on a CPU; dense, contiguous or channels last as x is. The result is written to it, and no large
+            memory is allocated. May be x itself. Not where derivatives are recorded: call it under `torch.no_grad()`.
 
     The parameters may be float32, bfloat16 or float16 whichever of these `x` is (as under autocast); float64 goes with
     float64. Sums and everything between load and store are float32, or float64; the result is rounded once.
 
     Returns:
-        Tensor of the shape and dtype of `x`; channels last (in any rank) where `x` is, else contiguous. Neither layout
-        is converted to the other; an `x` that has neither is copied. Bits do not depend on the number of threads.
+        `out`, or a new tensor of the shape and dtype of `x`; channels last (in any rank) where `x` is, else contiguous.
+        Neither layout is converted to the other; an `x` that has neither is copied. Bits do not depend on the number
+        of threads.
 
     Differentiable in all tensors, in reverse and forward mode, any number of times: the first derivatives are fused
     kernels, those above are made of plain PyTorch.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
+        RuntimeError: `out` shares memory with a parameter, or with `x` in part.
     """
     _check(x, num_groups, weight, bias, add, scale, shift, eps, silu)
+    if out is not None:
+        return _into(out, x, weight, bias, add, scale, shift, num_groups, eps, silu)
     if _backend.reference_asked(x.device):
         return _reference.group_norm_silu(
             x, num_groups, weight, bias, add=add, scale=scale, shift=shift, eps=eps, silu=silu
@@ -78,6 +85,17 @@ def group_norm_silu(
     if needs_function(*tensors):
         return _TransformableGroupNormSiLU.apply(*tensors, num_groups, eps, silu)[0]
     return _op("fwd")(*tensors, num_groups, eps, silu)[0]
+
+
+def _into(out: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    _checks.matches(_OP, "out", out, x)
+    if x.device.type != "cpu":
+        _checks.wrong_value(_OP, "out", "be None for x on a device other than the CPU", f"a tensor on {out.device}")
+    if needs_function(out, x, *rest[:5]):
+        _checks.wrong_value(_OP, "out", "be None where derivatives are recorded", "a tensor")
+    run = _reference.group_norm_silu_into if _backend.reference_asked(x.device) else _op("into")
+    run(x, *rest, out)
+    return out
 
 
 def _check(

@@ -15,6 +15,7 @@ can differentiate them too, and second derivatives are made that way. There, wei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,12 @@ def group_norm_silu_fwd(
     _, _, v = _pre_activation(x, weight, bias, add, scale, shift, mean, rstd)
     y = F.silu(v) if silu else v
     return _like_x(y, x), mean, rstd
+
+
+def group_norm_silu_into(x: Tensor, *rest: Any) -> None:
+    """Writes y to the last argument; the others are those of `group_norm_silu_fwd`."""
+    *settings, out = rest
+    out.copy_(group_norm_silu_fwd(x, *settings)[0])
 
 
 def group_norm_silu_bwd(

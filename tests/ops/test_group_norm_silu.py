@@ -17,7 +17,8 @@ from fastscore import _backend, _library, reference
 from fastscore.ops import group_norm_silu
 from fastscore.testing import assert_error_within_budget
 from fastscore.testing.group_norm_silu import eager
-from fastscore.testing.inputs import LAYOUTS, make_input
+from fastscore.testing.inputs import LAYOUTS, apart, make_input
+from fastscore.testing.memory import peak_memory
 from fastscore.testing.ops import DTYPES, run_on
 
 RAW = {kind: getattr(torch.ops.fastscore, f"group_norm_silu_{kind}").default for kind in ("fwd", "bwd", "jvp")}
@@ -664,6 +665,82 @@ def test_compile(layout: str, dynamic: bool) -> None:
             assert torch.equal(call(*leaves), expected)
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == (2 if dynamic else 6), "one with gradients and one without, for all sizes or for each"
+
+
+# ------------------------------------------------------------------------------------------------ in memory given
+
+
+@pytest.mark.parametrize("chosen", ["auto", "reference"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_out(dtype: torch.dtype, layout: str, chosen: str) -> None:
+    """What the op gives without `out`, to the bit; also where x is overwritten, and with samples that lie apart."""
+    for shape, groups in SHAPES:
+        case = make_case(shape, dtype, layout)
+        with _backend.backend(chosen):
+            settings = (*(case[name] for name in NAMES), groups, 1e-5, True)
+            want = (SPECIFICATION.group_norm_silu_fwd if chosen == "reference" else RAW["fwd"])(*settings)[0]
+            out = torch.empty_like(case["x"])
+            assert group_norm_silu(**case, num_groups=groups, out=out) is out
+            assert torch.equal(out, want)
+            spaced = {**case, "x": apart(case["x"], 5)}
+            assert torch.equal(group_norm_silu(**spaced, num_groups=groups, out=out.zero_()), want)
+            x = case["x"]
+            assert group_norm_silu(**case, num_groups=groups, out=x) is x
+            assert torch.equal(x, want)
+
+
+@native
+def test_out_allocates_no_result_and_runs_the_kernel() -> None:
+    x = make_input((2, 64, 32, 32))
+    isa = _library.build_info()["isa"]
+
+    def call() -> None:
+        group_norm_silu(x, 32, out=x)
+
+    call()
+    _library.NATIVE.reset_launches()
+    call()
+    assert _library.NATIVE.launches() == {f"group_norm_silu_fwd.{isa}": 1}
+    assert peak_memory(call, x.device) < x.numel()  # a quarter of x: numbers per channel
+    assert group_norm_silu(x[:0], 32, out=x[:0]).shape == (0, 64, 32, 32)
+
+
+def test_out_is_refused_where_derivatives_are_recorded() -> None:
+    x = torch.ones(2, 6, 3)
+    message = "group_norm_silu: out must be None where derivatives are recorded"
+    for leaf in ("x", "weight", "shift", "out"):
+        case = {**make_case((2, 6, 3)), "out": torch.ones(2, 6, 3)}
+        case[leaf].requires_grad_()
+        with pytest.raises(ValueError, match=message):
+            group_norm_silu(**case, num_groups=3)
+        with torch.no_grad():
+            group_norm_silu(**case, num_groups=3)
+    with pytest.raises(ValueError, match=message):
+        torch.func.jvp(lambda x: group_norm_silu(x, 3, out=torch.empty_like(x)), (x,), (x,))
+
+
+@native
+def test_out_that_does_not_fit() -> None:
+    x = torch.ones(2, 6, 4, 4)
+    for out, error, message in (
+        ([1.0], TypeError, "out must be a tensor, got list"),
+        (x.double(), TypeError, "out must have the dtype of x, torch.float32, got torch.float64"),
+        (x[:1], ValueError, r"out must have the shape of x, \(2, 6, 4, 4\), got \(1, 6, 4, 4\)"),
+        (x.to("meta"), ValueError, "out must be on the device of x, cpu, got meta"),
+        (x.contiguous(memory_format=torch.channels_last), ValueError, "out must be dense in the layout of x, contig"),
+        (torch.ones(2, 7, 4, 4)[:, :6], ValueError, "out must be dense in the layout of x, contiguous"),
+        (torch.ones(1, 6, 4, 4).expand(2, -1, -1, -1), ValueError, "out must be dense in the layout of x, contig"),
+    ):
+        with pytest.raises(error, match=f"group_norm_silu: {message}"):
+            group_norm_silu(x, 3, out=out)
+    with pytest.raises(ValueError, match="out must be None for x on a device other than the CPU, got a tensor on meta"):
+        group_norm_silu(x.to("meta"), 3, out=x.to("meta"))
+    memory, weight = torch.ones(2 * 96 + 8), torch.ones(192)
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        group_norm_silu(memory[:192].view(2, 6, 4, 4), 3, out=memory[8:].view(2, 6, 4, 4))
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        group_norm_silu(x, 3, weight[:6], out=weight.view(2, 6, 4, 4))
 
 
 # ------------------------------------------------------------------------------------------------ bad input
