@@ -53,7 +53,7 @@ std::int64_t over(std::int64_t n, std::int64_t d) {
 
 // Outputs whose products are kept at a time; tiles of a block: with fewer the weights are read too often, with more the
 // block leaves the cache; tiles of a thread below which threads share the outputs of a block and not the blocks.
-constexpr std::int64_t kept_outputs = 64, least_tiles = 24, most_tiles = 96, few_tiles = 16;
+constexpr std::int64_t kept_outputs = 64, least_tiles = 24, most_tiles = 36, few_tiles = 16;
 
 Conv3x3Plan plan_of(const Conv3x3Args& args, std::int64_t threads) {
   const std::int64_t panel = conv3x3_panel(), panels = over(args.outputs, panel);

@@ -22,7 +22,7 @@ constexpr int most_rows = 6;
 constexpr int64_t depth = 64;         // channels that are summed up at a time: half the error of 256
 constexpr int64_t chunk = 4 * lanes;  // channels of a strip, which the first-level cache holds; a part of `depth`
 constexpr int64_t line = 16;          // elements of a cache line
-constexpr int64_t few_tiles = 12;     // of a block, for which weights come too late whether they are asked for or not
+constexpr int ahead = most_rows * panel / 96;  // cache lines of weights that are asked for in four steps of a product
 
 constexpr int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -36,24 +36,33 @@ constexpr int64_t plane(int64_t n) {
 }
 
 // c (rows, panel) = or += a (rows, n) b (n, panel); rows of a are `depth` apart, b is packed. What is added is summed
-// up first: a sum of sums errs less.
+// up first: a sum of sums errs less. Weights from `next` on are asked for meanwhile: no hardware sees where they go on.
 template <int rows>
-void multiply(const float* a, const float* b, int64_t n, float* c, int64_t c_stride, bool add) {
+void multiply(const float* a, const float* b, int64_t n, float* c, int64_t c_stride, bool add, const float* next) {
   vf32 low[rows], high[rows];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     low[r] = splat(0.0f);
     high[r] = splat(0.0f);
   }
-  for (int64_t i = 0; i < n; ++i, b += panel) {
+  const auto step = [&]() __attribute__((always_inline)) {
     const vf32 b_low = load(b), b_high = load(b + lanes);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const vf32 value = splat(a[r * depth + i]);
+      const vf32 value = splat(a[r * depth]);
       low[r] = fma(value, b_low, low[r]);
       high[r] = fma(value, b_high, high[r]);
     }
+    ++a;
+    b += panel;
+  };
+  for (; n >= 4; n -= 4, next += ahead * line) {
+#pragma GCC unroll 4
+    for (int i = 0; i < ahead; ++i) __builtin_prefetch(next + i * line);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) step();
   }
+  for (; n > 0; --n) step();
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     float* to = c + r * c_stride;
@@ -62,7 +71,7 @@ void multiply(const float* a, const float* b, int64_t n, float* c, int64_t c_str
   }
 }
 
-using Multiply = void (*)(const float*, const float*, int64_t, float*, int64_t, bool);
+using Multiply = void (*)(const float*, const float*, int64_t, float*, int64_t, bool, const float*);
 constexpr Multiply multiply_rows[] = {
     nullptr,     multiply<1>, multiply<2>, multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,
 #if defined(__AVX512F__)
@@ -199,18 +208,16 @@ class Convolution {
       for (int64_t c = 0; c < channels; c += depth)
         for (int64_t q = 0; q < n; ++q) {
           const float* b = weights(point, c, q);
-          const float* next = q + 1 < n              ? weights(point, c, q + 1)
-                              : c + depth < channels ? weights(point, c + depth, 0)
-                                                     : weights(point + 1, 0, 0);
+          const float* next = q + 1 < n                 ? weights(point, c, q + 1)
+                              : c + depth < channels    ? weights(point, c + depth, 0)
+                              : point + 1 < size * size ? weights(point + 1, 0, 0)
+                                                        : weights(0, 0, n);
           const float* a = inputs_ + point * input_plane_ + c * tiles_;
           float* to = products_ + point * product_plane_ + q * panel;
           const int64_t deep = smaller(depth, channels - c);
-          const int64_t lines = tiles < few_tiles ? 0 : deep * panel / line;
-          for (int64_t t = 0, rows; t < tiles; t += rows) {
+          for (int64_t t = 0, rows; t < tiles; t += rows, next += depth / 4 * ahead * line) {
             rows = rows_of(tiles - t);
-            for (int64_t i = t * lines / tiles; i < (t + rows) * lines / tiles; ++i)
-              __builtin_prefetch(next + i * line);
-            multiply_rows[rows](a + t * depth, b, deep, to + t * product_row_, product_row_, c > 0);
+            multiply_rows[rows](a + t * depth, b, deep, to + t * product_row_, product_row_, c > 0, next);
           }
         }
   }
