@@ -85,7 +85,7 @@ def is_layer(node: fx.Node) -> bool:
     if node.target is not aten.conv2d.default:
         return False
     stride, padding, dilation, groups = conv_settings(node)
-    kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]
+    kernel = shape_of(node.args[1])[2:]
     return (
         kernel in ((1, 1), (3, 3))
         and stride in ((1, 1), (2, 2))
@@ -198,7 +198,7 @@ def enlarges(node: fx.Node) -> bool:
     """Whether a node doubles rows and columns by nearest neighbor."""
     if node.target not in (aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default):
         return False
-    before, after = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
+    before, after = shape_of(node.args[0]), shape_of(node)
     return after[2:] == (2 * before[2], 2 * before[3])
 
 

@@ -56,7 +56,7 @@ class LayerWriter(Writer):
         if before is not None and not padding and before < _kernel(weight):
             source, padding = source.args[0], before
         out = self._output(layer)
-        target = out.view(_found(_form(layer.anchor, out.meta)))
+        target = out.view(_found(as_pixels(out.meta) if layer.views else _form(anchor, out.meta)))
         x, read = self._input(anchor, source, target, stride)
         shift = None if layer.shift is None else self._ref(layer.shift)
         shift = None if shift is None else shift.view(shift.meta[:, :, 0, 0].expand(target.shape[0], -1))

@@ -124,6 +124,20 @@ def _conv3x3_winograd(args: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(size(args, result), 2 * tiles * points * channels * outputs + front)
 
 
+def _conv3x3_winograd_into(args: tuple[Any, ...], _: Any) -> Cost:
+    x, _, outputs, tile, *_, silu, _, statistics, out = args
+    batch, _, height, width = out.shape
+    tiles, points = batch * -(-height // tile) * -(-width // tile), (tile + 2) ** 2
+    front = FUNCTION * x.numel() if silu else 0
+    moments = 0 if statistics is None else 3 * out.numel()
+    return Cost(size(args), 2 * tiles * points * x.shape[1] * outputs + front + moments)
+
+
+def _conv_gemm_into(args: tuple[Any, ...], _: Any) -> Cost:
+    x, _, _, kernel, *_, silu, _, out = args
+    return Cost(size(args), 2 * out.numel() * x.shape[1] * kernel**2 + (FUNCTION * x.numel() if silu else 0))
+
+
 def _hutchinson(args: tuple[Any, ...], result: Any) -> Cost:
     jvp, _, _, kind = args
     return Cost(size(jvp, result), jvp.numel() * (2 + (_NORMAL if kind == "gaussian" else 1)))
@@ -143,6 +157,9 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "attention_jvp": partial(_attention, 6),  # two for the scores' tangent and two for the values' more
     "conv3x3_weights": _conv3x3_weights,
     "conv3x3_winograd": _conv3x3_winograd,
+    "conv3x3_winograd_into": _conv3x3_winograd_into,
+    "conv_gemm_into": _conv_gemm_into,
+    "conv_gemm_weights": lambda args, result: Cost(size(args, result), 0),
     "hutchinson": _hutchinson,
     "hutchinson_probe": _philox,
     "resample": _resample,

@@ -66,3 +66,18 @@ def test_bytes_are_those_counted_by_hand(call, moved):
 def test_an_expanded_tensor_is_as_large_as_its_memory():
     assert ops.size(X[:1].expand(64, -1, -1, -1), None, [torch.zeros(2)]) == SIZE // 4 + 8
     assert ops.size(torch.zeros(0, 3)) == 0
+
+
+def test_convolutions_in_given_memory_count_the_products_that_they_make():
+    x = torch.zeros(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    out, weight = torch.zeros_like(x), torch.zeros(8, 8, 3, 3)
+    plain = (None, None, None, 1.0, None, None, False, False)
+    native = torch.ops.fastscore
+    packed = native.conv3x3_weights(weight, 4, False), native.conv_gemm_weights(weight)
+    with Costs() as costs:
+        native.conv3x3_winograd_into(x, packed[0], 8, 4, *plain, None, out)
+        native.conv_gemm_into(x, packed[1], 8, 3, 1, 1, *plain, out)
+    by_winograd, direct = costs.found
+    assert by_winograd.operations == 2 * (2 * 2 * 2) * 36 * 8 * 8  # tiles of 4 x 4, at 36 points
+    assert direct.operations == 2 * 2 * 36 * 9 * 8 * 8
+    assert [cost.bytes for cost in costs.found] == [ops.size(x, out, weights) for weights in packed]
