@@ -23,7 +23,7 @@ from fastscore.engine.fuse import (
 )
 from fastscore.engine.layers import LayerWriter
 from fastscore.engine.trace import Traced, UntraceableError, aten, draws, is_norm, native, shape_of
-from fastscore.engine.values import Call, Ref, refs_in
+from fastscore.engine.values import Call, Ref, pixel_rows, refs_in
 from fastscore.engine.writer import copying
 
 _OUT = {
@@ -163,8 +163,12 @@ class Lowering(LayerWriter):
         a = norm_arguments(node)
         x, weight, bias, scale, shift = (self._optional(a[name]) for name in ("x", "weight", "bias", "scale", "shift"))
         out = self._refs[node] = self._new(node)
-        args = [x, weight, bias, None, scale, shift, a["groups"], a["eps"], a["silu"]]
-        self._emit(copying, (out, native.group_norm_silu_fwd.default, args, 0), (out,), "group_norm_silu")
+        settings = (weight, bias, None, scale, shift, a["groups"], float(a["eps"]), a["silu"])
+        if x is not None and len(x.shape) == 4 and x.meta.stride() == out.meta.stride() == pixel_rows(x.shape).stride():
+            self._emit(native.group_norm_silu_into.default, (x, *settings, out), (out,), "group_norm_silu")
+        else:
+            args = (out, native.group_norm_silu_fwd.default, [x, *settings], 0)
+            self._emit(copying, args, (out,), "group_norm_silu")
 
     def _attention(self, node: fx.Node) -> bool:
         """Scores, softmax and values; not where there is more to it."""
