@@ -49,6 +49,7 @@ def test_import_and_sample(tmp_path, config, capsys, weights):
         error = (network(tensors["x"], tensors["labels"]) - expected).abs().max()
     assert error <= 1e-5 * expected.abs().max()
     assert run("sample", "--model", out, "--steps", 3, "--num", 2, "--out", samples) == 0
+    fastscore.accelerate(network, optimize="cpu")  # as the command does
     drawn = fastscore.PCSampler(network.sde, network, steps=3, norm="sample").sample((2, 3, 16, 16), seed=0)
     assert np.array_equal(np.load(samples)["samples"], drawn.numpy())
     assert sorted(os.listdir(tmp_path)) == ["config", "net.json", "net.safetensors", "x.npz"]
