@@ -1,6 +1,7 @@
 #include "conv3x3.h"
 
 #include "checks.h"
+#include "conv_args.h"
 #include "pixel_rows.h"
 #include "tensors.h"
 
@@ -48,31 +49,14 @@ void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t o
                   const std::optional<at::Tensor>& offset, bool silu, bool upsample,
                   const std::optional<at::Tensor>& statistics, const at::Tensor& out, Conv3x3Launch launch) {
   Conv3x3Args args;
-  args.x_stride = pixel_stride(x, op, "x");
-  args.out_stride = pixel_stride(out, op, "out");
+  pixel_stride(x, op, "x");  // before its sizes are asked for
+  pixel_stride(out, op, "out");
   const std::int64_t batch = x.size(0), channels = x.size(1), times = upsample ? 2 : 1;
   const std::int64_t expected[] = {batch, outputs, times * x.size(2), times * x.size(3)};
   TORCH_CHECK_VALUE(out.sizes() == at::IntArrayRef(expected), op, ": out must have shape ", at::IntArrayRef(expected),
                     ", got ", out.sizes());
   check_weights(weights, outputs, tile, channels);
-  args.bias = parameter_row(bias, outputs, op, "bias");
-  const ParameterRows shifts = parameter_rows(shift, batch, outputs, op, "shift");
-  args.shift = shifts.data;
-  args.shift_stride = shifts.stride;
-  TORCH_CHECK_VALUE(gain.has_value() == offset.has_value(), op, ": gain and offset must come together");
-  const ParameterRows gains = parameter_rows(gain, batch, channels, op, "gain");
-  args.gain = gains.data;
-  args.gain_stride = gains.stride;
-  const ParameterRows offsets = parameter_rows(offset, batch, channels, op, "offset");
-  args.offset = offsets.data;
-  args.offset_stride = offsets.stride;
-  if (residual) {
-    check_like(op, "residual", *residual, out, "out");
-    args.residual_stride = pixel_stride(*residual, op, "residual");
-    args.residual = residual->const_data_ptr<float>();
-    const bool in_place = args.residual == out.const_data_ptr<float>() && args.residual_stride == args.out_stride;
-    if (!in_place) check_apart(*residual, out, op, "residual");
-  }
+  set_surroundings(args, x, outputs, {bias, shift, residual, scale, gain, offset, silu, upsample}, out, op);
   if (statistics) {
     const std::int64_t shape[] = {batch, (out.size(2) + tile - 1) / tile, outputs, 2};
     TORCH_CHECK_VALUE(statistics->sizes() == at::IntArrayRef(shape) && statistics->is_contiguous(), op,
@@ -82,20 +66,11 @@ void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t o
                      statistics->scalar_type());
     args.statistics = statistics->mutable_data_ptr<float>();
   }
-  check_apart(x, out, op, "x");
   if (out.numel() == 0) return;
-  args.x = x.const_data_ptr<float>();
-  args.out = out.mutable_data_ptr<float>();
   args.weights = weights.const_data_ptr<float>();
-  args.batch = batch;
   args.height = out.size(2);
   args.width = out.size(3);
-  args.channels = channels;
-  args.outputs = outputs;
   args.tile = static_cast<int>(tile);
-  args.upsample = upsample;
-  args.silu = silu;
-  args.scale = static_cast<float>(scale);
   launch(args);
 }
 

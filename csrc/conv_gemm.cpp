@@ -1,6 +1,6 @@
 #include "conv_gemm.h"
 
-#include "checks.h"
+#include "conv_args.h"
 #include "pixel_rows.h"
 
 namespace fastscore {
@@ -37,49 +37,23 @@ void conv_gemm_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t
                     const std::optional<at::Tensor>& gain, const std::optional<at::Tensor>& offset, bool silu,
                     bool upsample, const at::Tensor& out, ConvGemmLaunch launch) {
   ConvGemmArgs args;
-  args.x_stride = pixel_stride(x, op, "x");
-  args.out_stride = pixel_stride(out, op, "out");
-  args.batch = x.size(0);
-  args.channels = x.size(1);
-  check_weights(weights, outputs, kernel, args.channels);
+  pixel_stride(x, op, "x");  // before its sizes are asked for
+  pixel_stride(out, op, "out");
+  check_weights(weights, outputs, kernel, x.size(1));
   TORCH_CHECK_VALUE(stride == 1 || stride == 2, op, ": stride must be 1 or 2, got ", stride);
   TORCH_CHECK_VALUE(padding >= 0 && padding < kernel, op, ": padding must be at least 0 and less than kernel, ", kernel,
                     ", got ", padding);
   check_out(x, outputs, stride, padding, upsample, out);
-  args.bias = parameter_row(bias, outputs, op, "bias");
-  const ParameterRows shifts = parameter_rows(shift, args.batch, outputs, op, "shift");
-  args.shift = shifts.data;
-  args.shift_stride = shifts.stride;
-  TORCH_CHECK_VALUE(gain.has_value() == offset.has_value(), op, ": gain and offset must come together");
-  const ParameterRows gains = parameter_rows(gain, args.batch, args.channels, op, "gain");
-  args.gain = gains.data;
-  args.gain_stride = gains.stride;
-  const ParameterRows offsets = parameter_rows(offset, args.batch, args.channels, op, "offset");
-  args.offset = offsets.data;
-  args.offset_stride = offsets.stride;
-  if (residual) {
-    check_like(op, "residual", *residual, out, "out");
-    args.residual_stride = pixel_stride(*residual, op, "residual");
-    args.residual = residual->const_data_ptr<float>();
-    const bool in_place = args.residual == out.const_data_ptr<float>() && args.residual_stride == args.out_stride;
-    if (!in_place) check_apart(*residual, out, op, "residual");
-  }
-  check_apart(x, out, op, "x");
+  set_surroundings(args, x, outputs, {bias, shift, residual, scale, gain, offset, silu, upsample}, out, op);
   if (out.numel() == 0) return;
-  args.x = x.const_data_ptr<float>();
-  args.out = out.mutable_data_ptr<float>();
   args.weights = weights.const_data_ptr<float>();
   args.height = x.size(2);
   args.width = x.size(3);
   args.out_height = out.size(2);
   args.out_width = out.size(3);
-  args.outputs = outputs;
   args.kernel = static_cast<int>(kernel);
   args.stride = static_cast<int>(stride);
   args.padding = static_cast<int>(padding);
-  args.upsample = upsample;
-  args.silu = silu;
-  args.scale = static_cast<float>(scale);
   launch(args);
 }
 

@@ -5,39 +5,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "cpu/dispatch.h"
 #include "cpu/simd/conv3x3.h"
+#include "cpu/workspace.h"
 
 namespace fastscore {
 namespace {
 
 LaunchCounter launches("conv3x3_winograd"), weight_launches("conv3x3_weights");
-
-// What a thread works in: kept from call to call, since fresh memory costs more than the arithmetic that it serves.
-class Workspace {
- public:
-  ~Workspace() { std::free(memory_); }
-
-  float* floats(std::int64_t count) {
-    const std::int64_t bytes = (count * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
-    if (bytes > bytes_) {
-      std::free(memory_);
-      bytes_ = 0;
-      memory_ = static_cast<float*>(std::aligned_alloc(64, bytes));
-      if (memory_ == nullptr) throw std::bad_alloc();
-      bytes_ = bytes;
-    }
-    return memory_;
-  }
-
- private:
-  float* memory_ = nullptr;
-  std::int64_t bytes_ = 0;
-};
 
 std::int64_t cache_bytes() {
   static const std::int64_t bytes = [] {
@@ -108,7 +84,7 @@ void conv3x3_launch_cpu(const Conv3x3Args& args) {
   const auto kernel = FASTSCORE_KERNEL(conv3x3);
   at::parallel_for(0, plan.blocks * plan.shares, 1, [&](std::int64_t begin, std::int64_t end) {
     static thread_local Workspace workspace;
-    kernel(args, plan, workspace.floats(scratch), begin, end);
+    kernel(args, plan, workspace.get<float>(scratch), begin, end);
   });
   launches.cpu();
 }

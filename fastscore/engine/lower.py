@@ -70,9 +70,10 @@ class Lowering(LayerWriter):
             current: fx.Node = node
             while current is not layer.last:
                 self._absorbed.add(current)
+                taken.add(current)
                 (current,) = current.users
             self._layers[layer.last] = layer
-            taken |= {*self._absorbed, layer.last}
+            taken.add(layer.last)
 
     def _find_siblings(self) -> None:
         """Pointwise layers that read the same thing: one product."""

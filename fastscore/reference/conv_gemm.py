@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastscore.reference.conv3x3 import behind, in_front
+from fastscore.reference.conv3x3 import behind, enlarged, in_front
 
 
 def conv_gemm_weights(weight: Tensor, panel: int) -> Tensor:
@@ -56,7 +56,7 @@ def conv_gemm_into(
     """
     x = in_front(x, gain, offset, silu)
     if upsample:
-        x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        x = enlarged(x)
     weight = weights.transpose(1, 2).flatten(0, 1)[:outputs].unflatten(1, (kernel, kernel, -1)).permute(0, 3, 1, 2)
     down, across = (
         (size - 1) * stride + kernel - before - padding for size, before in zip(out.shape[2:], x.shape[2:], strict=True)

@@ -6,6 +6,7 @@
 #include "cpu/simd/attention.h"
 
 #include "cpu/simd/exp.h"
+#include "cpu/simd/panel.h"
 #include "cpu/simd/tails.h"
 #include "cpu/simd/transpose.h"
 
@@ -14,18 +15,8 @@ namespace {
 
 using std::int64_t;
 
-constexpr int lanes = lanes32, panel = 2 * lanes;
-#if defined(__AVX512F__)
-constexpr int most_rows = 12;  // of a product that fits into the registers, with a row of the panel
-#else
-constexpr int most_rows = 6;
-#endif
 constexpr int64_t block_keys = 1024;  // whose scores exist at a time
 constexpr int64_t depth = 64;         // terms that are summed up at a time: half the error of 256
-
-constexpr int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 // c (rows, panel) = or += a b, with b (n, panel) and a[r, i] at a[r * row + i * step].
 template <int rows>

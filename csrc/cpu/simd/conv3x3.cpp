@@ -4,6 +4,7 @@
 // `depth` channels, tile), since rows that lie a power of two apart would push each other out of the first-level cache.
 #include "cpu/simd/conv3x3.h"
 
+#include "cpu/simd/panel.h"
 #include "cpu/simd/silu.h"
 #include "cpu/simd/tails.h"
 #include "cpu/simd/winograd.h"
@@ -13,27 +14,9 @@ namespace {
 
 using std::int64_t;
 
-constexpr int lanes = lanes32, panel = 2 * lanes;
-#if defined(__AVX512F__)
-constexpr int most_rows = 12;  // of a product that fits into the registers, with a row of weights
-#else
-constexpr int most_rows = 6;
-#endif
 constexpr int64_t depth = 64;         // channels that are summed up at a time: half the error of 256
 constexpr int64_t chunk = 4 * lanes;  // channels of a strip, which the first-level cache holds; a part of `depth`
-constexpr int64_t line = 16;          // elements of a cache line
 constexpr int ahead = most_rows * panel / 96;  // cache lines of weights that are asked for in four steps of a product
-
-constexpr int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-constexpr int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
-// An odd number of cache lines: planes that lie a power of two apart would share a set of the cache.
-constexpr int64_t plane(int64_t n) {
-  return (round_up(n, line) / line | 1) * line;
-}
 
 // c (rows, panel) = or += a (rows, n) b (n, panel); rows of a are `depth` apart, b is packed. What is added is summed
 // up first: a sum of sums errs less. Weights from `next` on are asked for meanwhile: no hardware sees where they go on.
@@ -92,9 +75,9 @@ class Convolution {
         down_((args.height + m - 1) / m),
         columns_(across_ * m + 2),
         tiles_(plan.strips * across_),
-        input_plane_(plane(round_up(args.channels, depth) * tiles_)),
+        input_plane_(odd_lines(round_up(args.channels, depth) * tiles_)),
         product_row_(plan.panels * panel),
-        product_plane_(plane(tiles_ * product_row_)) {}
+        product_plane_(odd_lines(tiles_ * product_row_)) {}
 
   Conv3x3Scratch scratch() const {
     const int64_t strip = size * columns_ * chunk, tile = (m * size + 4) * product_row_;

@@ -3,6 +3,7 @@
 // that a block reads.
 #include "cpu/simd/conv_gemm.h"
 
+#include "cpu/simd/panel.h"
 #include "cpu/simd/silu.h"
 #include "cpu/simd/tails.h"
 
@@ -11,32 +12,15 @@ namespace {
 
 using std::int64_t;
 
-constexpr int lanes = lanes32, panel = 2 * lanes;
-#if defined(__AVX512F__)
-constexpr int most_rows = 12;  // of a product that fits into the registers, with a row of weights
-#else
-constexpr int most_rows = 6;
-#endif
-constexpr int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 constexpr int64_t depth = 128;       // products that are summed up at a time: a sum of sums errs less
 constexpr int64_t few_channels = 8;  // below, the channels of all taps are put side by side first
 constexpr int64_t few_outputs = smaller(panel / 2, 8);  // up to these, vectors hold channels
-constexpr int64_t line = 16;                            // elements of a cache line
 
 constexpr int64_t larger(int64_t a, int64_t b) {
   return a < b ? b : a;
 }
 constexpr int64_t clamp_to(int64_t n, int64_t low, int64_t high) {
   return smaller(larger(n, low), high);
-}
-constexpr int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
-// An odd number of cache lines: rows that lie a power of two apart would share a set of the cache.
-constexpr int64_t odd_lines(int64_t n) {
-  return (round_up(n, line) / line | 1) * line;
 }
 
 // The left matrix: row r of tap t begins at rows[t * taps_stride + r]; of each tap, n elements from `first` on.
