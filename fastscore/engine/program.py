@@ -51,7 +51,7 @@ class Program:
             lowering = Lowering(traced, threads)
         self.unfused = lowering.unfused
         self._lock = threading.Lock()
-        self._fresh = True  # whether the early calls have to run
+        self._fresh: bool  # whether the early calls have to run
         self._out_spec = traced.out_spec
         self._strides = [node.meta["val"].stride() for node in traced.outputs]
         self._results = lowering.results
@@ -88,16 +88,15 @@ class Program:
             return None
         try:
             with torch.inference_mode(False), torch.no_grad():
-                changed = self._state() != self._known
-                if changed:
+                if self._state() != self._known:
                     self._bind()
                 for at, tensor in self._small:
-                    if changed or self._fresh or not torch.equal(tensor, leaves[at]):
+                    if self._fresh or not torch.equal(tensor, leaves[at]):
+                        self._fresh = True  # also where this call is interrupted
                         tensor.copy_(leaves[at])
-                        changed = True
                 for at, tensor in self._large:
                     tensor.copy_(leaves[at])
-                if changed or self._fresh:
+                if self._fresh:
                     _execute(self._bound_early)
                     self._fresh = False
                 _execute(self._bound_late)
@@ -119,7 +118,7 @@ class Program:
 
     def _bind(self) -> None:
         """Put tensors in the place of references."""
-        self._known = self._state()
+        state = self._state()
         known: dict[Any, Tensor] = {}
         self._made: dict[Root, Tensor] = {}
 
@@ -145,7 +144,7 @@ class Program:
         placed = [(at, tensor(ref)) for at, ref in self._inputs]
         self._small = [(at, value) for at, value in placed if _is_small(value)]
         self._large = [(at, value) for at, value in placed if not _is_small(value)]
-        self._fresh = True
+        self._fresh, self._known = True, state
         self.packed_bytes = sum(value.nbytes for value in self._made.values())
 
     def _tensor(self, ref: Ref, tensor: Callable[[Ref], Tensor]) -> Tensor:

@@ -37,9 +37,10 @@ def store(methods: dict[Shape, str], threads: int) -> Path:
     file = path(threads)
     table = _table(file) | {_key(shape): method for shape, method in methods.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as temporary:
-        json.dump(table, temporary, indent=1, sort_keys=True)
-    os.replace(temporary.name, file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # which goes, whatever happens
+        whole = Path(folder, file.name)
+        whole.write_text(json.dumps(table, indent=1, sort_keys=True))
+        whole.replace(file)
     _table.cache_clear()
     return file
 

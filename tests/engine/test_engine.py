@@ -165,6 +165,23 @@ def test_the_time_embedding_is_computed_when_the_time_changes():
     assert counts[0] == counts[1] == counts[3] < counts[2]
 
 
+def test_an_interrupted_call_leaves_no_old_time_embedding():
+    model, (x, t) = net(), arguments()
+    other, program = fast(model, x, t)
+
+    def interrupt() -> None:
+        program._bound_early.remove(interrupted)
+        raise KeyboardInterrupt
+
+    interrupted = (interrupt, (), {})
+    with torch.no_grad():
+        other(x, t)
+        program._bound_early.insert(0, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            other(x, t + 0.1)
+        torch.testing.assert_close(other(x, t + 0.1), model(x, t + 0.1), rtol=1e-5, atol=1e-5)
+
+
 def test_it_reads_no_memory_that_it_has_not_written():
     other, program = fast(net(), *arguments())
     with torch.no_grad():
