@@ -85,14 +85,8 @@ def draw(groups: dict[str, dict[str, float]], title: str, out: Path) -> None:
     axes.set_title(title, fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     order = [name for name in (*names, "floor") if name in handles]
-    axes.legend(
-        [handles[name] for name in order],
-        order,
-        fontsize=8,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.1 - 1 / rows),
-        ncols=len(order),
-        frameon=False,
+    figure.legend(
+        [handles[name] for name in order], order, fontsize=8, loc="outside lower center", ncols=4, frameon=False
     )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
