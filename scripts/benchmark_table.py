@@ -123,7 +123,6 @@ def _networks(cases: Cases) -> tuple[list[str], str]:
 
 SECTIONS: dict[str, Callable[[Cases], tuple[list[str], str]]] = {
     "benchmarks": _ops_and_samplers,
-    "cpu-benchmarks": _ops_and_samplers,
     "likelihood-benchmarks": _likelihoods,
     "network-benchmarks": _networks,
 }
