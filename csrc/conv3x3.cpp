@@ -10,8 +10,14 @@ namespace {
 
 constexpr const char* op = "conv3x3_winograd";
 
-std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor, at::MemoryFormat format) {
-  return tensor ? std::optional(tensor->contiguous(format)) : std::nullopt;
+// In float32, in one piece.
+std::optional<at::Tensor> parameter(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional(tensor->to(at::kFloat).contiguous()) : std::nullopt;
+}
+
+void check_dtype(const at::Tensor& x) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, op,
+                   ": x must be float32 or bfloat16, got ", x.scalar_type());
 }
 
 void check_weights(const at::Tensor& weights, std::int64_t outputs, std::int64_t tile, std::int64_t channels) {
@@ -34,12 +40,12 @@ at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weights, std::int64_t 
   TORCH_CHECK_VALUE(outputs >= 1, op, ": outputs must be at least 1, got ", outputs);
   const bool last = !has_layout(x, Layout::contiguous) && has_layout(x, Layout::channels_last);
   const at::DimVector sizes = {x.size(0), outputs, x.size(2), x.size(3)};
-  const at::Tensor out = x.new_empty_strided(sizes, dense_strides(sizes, Layout::channels_last));
-  constexpr auto plain = at::MemoryFormat::Contiguous, images = at::MemoryFormat::ChannelsLast;
+  const at::Tensor out = new_result(sizes, dense_strides(sizes, Layout::channels_last), x.options());
+  constexpr auto images = at::MemoryFormat::ChannelsLast;
   if (residual) check_like(op, "residual", *residual, out, "the result");
-  conv3x3_into(x.contiguous(images), weights, outputs, tile, contiguous(bias, plain), contiguous(shift, plain),
-               contiguous(residual, images), scale, contiguous(gain, plain), contiguous(offset, plain), silu, false,
-               std::nullopt, out, launch);
+  const auto beside = residual ? std::optional(residual->contiguous(images)) : std::nullopt;
+  conv3x3_into(x.contiguous(images), weights, outputs, tile, parameter(bias), parameter(shift), beside, scale,
+               parameter(gain), parameter(offset), silu, false, std::nullopt, out, launch);
   return last ? out : out.contiguous();
 }
 
@@ -49,8 +55,9 @@ void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t o
                   const std::optional<at::Tensor>& offset, bool silu, bool upsample,
                   const std::optional<at::Tensor>& statistics, const at::Tensor& out, Conv3x3Launch launch) {
   Conv3x3Args args;
-  pixel_stride(x, op, "x");  // before its sizes are asked for
-  pixel_stride(out, op, "out");
+  check_dtype(x);
+  pixel_stride(x, op, "x", x.scalar_type());  // before its sizes are asked for
+  pixel_stride(out, op, "out", x.scalar_type());
   const std::int64_t batch = x.size(0), channels = x.size(1), times = upsample ? 2 : 1;
   const std::int64_t expected[] = {batch, outputs, times * x.size(2), times * x.size(3)};
   TORCH_CHECK_VALUE(out.sizes() == at::IntArrayRef(expected), op, ": out must have shape ", at::IntArrayRef(expected),

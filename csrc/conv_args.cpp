@@ -2,16 +2,19 @@
 
 #include "checks.h"
 #include "pixel_rows.h"
+#include "tensors.h"
 
 namespace fastscore {
 
 void set_surroundings(ConvArgs& args, const at::Tensor& x, std::int64_t outputs, const Surroundings& around,
                       const at::Tensor& out, const char* op) {
+  const at::ScalarType dtype = x.scalar_type();
+  args.dtype = dtype_of(x, op, "x");
   args.batch = x.size(0);
   args.channels = x.size(1);
   args.outputs = outputs;
-  args.x_stride = pixel_stride(x, op, "x");
-  args.out_stride = pixel_stride(out, op, "out");
+  args.x_stride = pixel_stride(x, op, "x", dtype);
+  args.out_stride = pixel_stride(out, op, "out", dtype);
   args.upsample = around.upsample;
   args.silu = around.silu;
   args.scale = static_cast<float>(around.scale);
@@ -28,14 +31,14 @@ void set_surroundings(ConvArgs& args, const at::Tensor& x, std::int64_t outputs,
   args.offset_stride = offsets.stride;
   if (around.residual) {
     check_like(op, "residual", *around.residual, out, "out");
-    args.residual_stride = pixel_stride(*around.residual, op, "residual");
-    args.residual = around.residual->const_data_ptr<float>();
-    const bool in_place = args.residual == out.const_data_ptr<float>() && args.residual_stride == args.out_stride;
+    args.residual_stride = pixel_stride(*around.residual, op, "residual", dtype);
+    args.residual = around.residual->const_data_ptr();
+    const bool in_place = args.residual == out.const_data_ptr() && args.residual_stride == args.out_stride;
     if (!in_place) check_apart(*around.residual, out, op, "residual");
   }
   check_apart(x, out, op, "x");
-  args.x = x.const_data_ptr<float>();
-  if (out.numel() != 0) args.out = out.mutable_data_ptr<float>();
+  args.x = x.const_data_ptr();
+  if (out.numel() != 0) args.out = out.mutable_data_ptr();
 }
 
 }  // namespace fastscore

@@ -3,7 +3,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -104,7 +103,7 @@ struct Operands {
 
   // The result, allocated unless it is given; launches unless it is empty.
   Tensor run(const GroupNormSiluLaunch& launch, const OptionalTensor& out = std::nullopt) {
-    call.out = out ? *out : at::empty_strided(x.sizes(), dense_strides(x.sizes(), call.layout), x.options());
+    call.out = out ? *out : new_result(x.sizes(), dense_strides(x.sizes(), call.layout), x.options());
     if (call.out.numel() == 0) return call.out;
     args.out = call.out.mutable_data_ptr();
     launch.run(call);

@@ -61,7 +61,7 @@ at::Tensor hutchinson_probe(const at::Tensor& rng, const at::Tensor& samples, co
   at::DimVector sizes = {probes}, strides = {std::max<std::int64_t>(c10::multiply_integers(shape), 1)};
   sizes.append(shape.begin(), shape.end());
   strides.append(inner.begin(), inner.end());
-  const at::Tensor out = at::empty_strided(sizes, strides, rng.options().dtype(dtype));
+  const at::Tensor out = new_result(sizes, strides, rng.options().dtype(dtype));
   check_noise(op, out.select(0, 0), std::nullopt, rng, samples);
   HutchinsonProbeArgs args;
   args.dtype = dtype_of(out, op, "dtype");

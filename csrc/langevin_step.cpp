@@ -66,16 +66,14 @@ at::Tensor langevin_step(const at::Tensor& x, const at::Tensor& h, const at::Ten
                          const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
                          bool per_sample, LangevinStepLaunch launch) {
   check(x, h, coefficients, noise, rng, samples);
-  const auto contiguous = dense_strides(x.sizes(), Layout::contiguous);
-  const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
-  const at::Tensor out = x.new_empty_strided(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous));
+  const at::Tensor out = new_result_like(x);
   if (x.numel() == 0) return out;
   if (has_layout(out, Layout::contiguous)) {
     run(out, x, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous, launch);
   } else if (has_layout(out, Layout::channels_last) && x.size(1) <= max_channels) {
     run(out, x, h, coefficients, noise, rng, samples, per_sample, Layout::channels_last, launch);
   } else {
-    const at::Tensor buffer = x.new_empty_strided(x.sizes(), contiguous);
+    const at::Tensor buffer = x.new_empty_strided(x.sizes(), dense_strides(x.sizes(), Layout::contiguous));
     run(buffer, x, h, coefficients, noise, rng, samples, per_sample, Layout::contiguous, launch);
     out.copy_(buffer);
   }

@@ -91,9 +91,7 @@ at::Tensor linear_step(const at::Tensor& x, at::TensorList history, const at::Te
                        const OptionalTensor& noise, const OptionalTensor& rng, const OptionalTensor& samples,
                        LinearStepLaunch launch) {
   check(x, history, coefficients, noise, rng, samples);
-  const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
-  const at::Tensor out = dense ? x.new_empty_strided(x.sizes(), x.strides())
-                               : x.new_empty_strided(x.sizes(), dense_strides(x.sizes(), Layout::contiguous));
+  const at::Tensor out = new_result_like(x);
   compute(out, x, history, coefficients, noise, rng, samples, launch);
   return out;
 }

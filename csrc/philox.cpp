@@ -1,7 +1,5 @@
 #include "philox.h"
 
-#include <ATen/ops/empty.h>
-
 #include "tensors.h"
 
 namespace fastscore {
@@ -16,7 +14,7 @@ at::Tensor philox_noise(const char* op, const at::Tensor& rng, const at::Tensor&
                     ",), got ", samples.sizes());
   TORCH_CHECK_VALUE(samples.device() == rng.device(), op, ": samples must be on ", rng.device(), ", got ",
                     samples.device());
-  const at::Tensor out = at::empty(shape, rng.options().dtype(dtype));
+  const at::Tensor out = new_result(shape, dense_strides(shape, Layout::contiguous), rng.options().dtype(dtype));
   const at::Tensor state = rng.contiguous(), index = samples.contiguous();
   PhiloxArgs args;
   args.dtype = dtype_of(out, op, "dtype");

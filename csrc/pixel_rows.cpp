@@ -6,9 +6,10 @@
 
 namespace fastscore {
 
-std::int64_t pixel_stride(const at::Tensor& image, const char* op, const char* name) {
+std::int64_t pixel_stride(const at::Tensor& image, const char* op, const char* name, at::ScalarType dtype) {
   TORCH_CHECK_VALUE(image.dim() == 4, op, ": ", name, " must have shape (B, C, H, W), got ", image.sizes());
-  TORCH_CHECK_TYPE(image.scalar_type() == at::kFloat, op, ": ", name, " must be float32, got ", image.scalar_type());
+  const char* accepted = dtype == at::kFloat ? "float32" : "bfloat16";
+  TORCH_CHECK_TYPE(image.scalar_type() == dtype, op, ": ", name, " must be ", accepted, ", got ", image.scalar_type());
   const auto size = image.sizes(), stride = image.strides();
   if (image.numel() == 0) return std::max<std::int64_t>(size[1], 1);
   std::int64_t row = std::max<std::int64_t>(size[1], 1);
@@ -52,13 +53,16 @@ const float* parameter_row(const std::optional<at::Tensor>& parameter, std::int6
 
 void check_apart(const at::Tensor& image, const at::Tensor& out, const char* op, const char* name) {
   if (image.numel() == 0 || out.numel() == 0) return;
-  const std::int64_t row = pixel_stride(out, op, "out"), other = pixel_stride(image, op, name);
+  const at::ScalarType dtype = out.scalar_type();
+  const std::int64_t row = pixel_stride(out, op, "out", dtype), other = pixel_stride(image, op, name, dtype);
   const auto length = [](const at::Tensor& t, std::int64_t stride) {
     return (t.numel() / t.size(1) - 1) * stride + t.size(1);
   };
-  const auto *written = out.const_data_ptr<float>(), *read = image.const_data_ptr<float>();
-  if (read + length(image, other) <= written || written + length(out, row) <= read) return;
-  const std::int64_t between = ((read - written) % row + row) % row;
+  const auto size = static_cast<std::int64_t>(out.element_size());
+  const auto *written = static_cast<const char*>(out.const_data_ptr()),
+             *read = static_cast<const char*>(image.const_data_ptr());
+  if (read + length(image, other) * size <= written || written + length(out, row) * size <= read) return;
+  const std::int64_t between = ((read - written) / size % row + row) % row;
   TORCH_CHECK_VALUE(row == other && between >= out.size(1) && between + image.size(1) <= row, op, ": ", name,
                     " must share no memory with out");
 }

@@ -1,6 +1,6 @@
-// Float32 images (B, C, H, W) as rows of pixels: the channels of a pixel side by side, pixels equally far apart. That
-// is channels-last memory, or a slice of its channels. And parameters per sample, (B, columns), rows that may lie
-// apart.
+// Images (B, C, H, W) as rows of pixels: the channels of a pixel side by side, pixels equally far apart. That is
+// channels-last memory, or a slice of its channels. And parameters per sample, (B, columns), float32, rows that may
+// lie apart.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,8 @@
 namespace fastscore {
 
 // Elements from pixel to pixel, or an error that names the argument. Strides of dimensions of size 1 do not matter.
-std::int64_t pixel_stride(const at::Tensor& image, const char* op, const char* name);
+// dtype: float32 or bfloat16.
+std::int64_t pixel_stride(const at::Tensor& image, const char* op, const char* name, at::ScalarType dtype = at::kFloat);
 
 // Rows of a parameter: where they begin, and elements from one to the next.
 struct ParameterRows {
@@ -27,7 +28,7 @@ ParameterRows parameter_rows(const std::optional<at::Tensor>& parameter, std::in
 const float* parameter_row(const std::optional<at::Tensor>& parameter, std::int64_t columns, const char* op,
                            const char* name);
 
-// No element of `out` is one of `image`; they may be channels of the same pixels.
+// No element of `out` is one of `image`, which is of its dtype; they may be channels of the same pixels.
 void check_apart(const at::Tensor& image, const at::Tensor& out, const char* op, const char* name);
 
 }  // namespace fastscore

@@ -31,7 +31,7 @@ at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up
   const bool last = !has_layout(x, Layout::contiguous) && has_layout(x, Layout::channels_last);
   const Layout layout = last ? Layout::channels_last : Layout::contiguous;
   const at::DimVector sizes = {x.size(0), x.size(1), size[0], size[1]};
-  const at::Tensor out = x.new_empty_strided(sizes, dense_strides(sizes, layout));
+  const at::Tensor out = new_result(sizes, dense_strides(sizes, layout), x.options());
   if (x.numel() == 0 || out.numel() == 0) return out.zero_();
 
   const at::Tensor source = to_layout(x, layout), filter = taps.contiguous();

@@ -112,12 +112,6 @@ void compute(const at::Tensor& out, const at::Tensor& m, const Inputs& in, Solve
   }
 }
 
-at::Tensor like(const at::Tensor& x) {
-  const auto contiguous = dense_strides(x.sizes(), Layout::contiguous);
-  const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
-  return x.new_empty_strided(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous));
-}
-
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> solver_step(const at::Tensor& x, const at::Tensor& h, at::TensorList history,
@@ -126,7 +120,7 @@ std::tuple<at::Tensor, at::Tensor> solver_step(const at::Tensor& x, const at::Te
                                                const OptionalTensor& samples, SolverStepLaunch launch) {
   const Inputs in{x, h, {history.begin(), history.end()}, coefficients, exponent, noise, rng, samples};
   in.check();
-  const at::Tensor out = like(x), m = like(x);
+  const at::Tensor out = new_result_like(x), m = new_result_like(x);
   compute(out, m, in, launch);
   return {out, m};
 }

@@ -1,6 +1,10 @@
 #include "tensors.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <ATen/ops/empty_strided.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace fastscore {
 
@@ -41,6 +45,26 @@ at::Tensor to_layout(const at::Tensor& tensor, Layout layout) {
   at::Tensor copy = tensor.new_empty_strided(tensor.sizes(), dense_strides(tensor.sizes(), layout));
   copy.copy_(tensor);
   return copy;
+}
+
+at::Tensor new_result(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options) {
+  const at::Tensor out = at::empty_strided(sizes, strides, options);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  // From 32 MiB on glibc maps every block anew, and page faults take longer than the arithmetic: 8,192 of them, or 16.
+  constexpr std::size_t always_mapped = 32 << 20, huge = 2 << 20;
+  if (out.is_cpu() && out.nbytes() >= always_mapped) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(out.mutable_data_ptr());
+    const std::uintptr_t first = (begin + huge - 1) / huge * huge, last = (begin + out.nbytes()) / huge * huge;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: nothing is lost if it is refused
+  }
+#endif
+  return out;
+}
+
+at::Tensor new_result_like(const at::Tensor& x) {
+  const bool dense = x.numel() > 0 && x.is_non_overlapping_and_dense();
+  const auto contiguous = dense_strides(x.sizes(), Layout::contiguous);
+  return new_result(x.sizes(), dense ? x.strides() : at::IntArrayRef(contiguous), x.options());
 }
 
 at::Tensor safe_to_read(const at::Tensor& read, const at::Tensor& written) {

@@ -28,6 +28,12 @@ at::Tensor safe_to_read(const at::Tensor& read, const at::Tensor& written);
 // The strides of a dense tensor of these sizes in the layout given.
 c10::SmallVector<std::int64_t, 6> dense_strides(at::IntArrayRef sizes, Layout layout);
 
+// A new tensor to be written as a whole. Where it is large and on a CPU, in huge pages if the system gives them.
+at::Tensor new_result(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options);
+
+// The same with the sizes and the type of x, and its strides if it is dense, else contiguous.
+at::Tensor new_result_like(const at::Tensor& x);
+
 // The element type, or a TypeError that names the op and the argument.
 Dtype dtype_of(const at::Tensor& tensor, const char* op, const char* argument);
 

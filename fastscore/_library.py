@@ -357,7 +357,8 @@ define(
 
 def _conv3x3_weights_fake(weight: Tensor, tile: int, turned: bool) -> Tensor:
     outputs, channels = weight.shape[:2] if not turned else (weight.shape[1], weight.shape[0])
-    return weight.new_empty(-(-outputs // _panel()), (tile + 2) ** 2, channels, _panel())
+    shape = (-(-outputs // _panel()), (tile + 2) ** 2, channels, _panel())
+    return weight.new_empty(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _conv3x3_weights(weight: Tensor, tile: int, turned: bool) -> Tensor:

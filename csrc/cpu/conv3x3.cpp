@@ -60,17 +60,19 @@ at::Tensor conv3x3_weights_cpu(const at::Tensor& weight, std::int64_t tile, bool
   constexpr const char* op = "conv3x3_weights";
   TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3, op,
                     ": weight must have shape (K, C, 3, 3), got ", weight.sizes());
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat, op, ": weight must be float32, got ", weight.scalar_type());
+  TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16, op,
+                   ": weight must be float32 or bfloat16, got ", weight.scalar_type());
+  const at::Tensor wide = weight.to(at::kFloat);
   TORCH_CHECK_VALUE(tile == 2 || tile == 4, op, ": tile must be 2 or 4, got ", tile);
   Conv3x3Weights weights;
-  weights.from = weight.const_data_ptr<float>();
-  std::copy_n(weight.strides().begin(), 4, weights.strides);
+  weights.from = wide.const_data_ptr<float>();
+  std::copy_n(wide.strides().begin(), 4, weights.strides);
   weights.outputs = weight.size(turned ? 1 : 0);
   weights.channels = weight.size(turned ? 0 : 1);
   weights.turned = turned;
   weights.tile = static_cast<int>(tile);
   const std::int64_t panels = over(weights.outputs, conv3x3_panel());
-  const at::Tensor out = weight.new_empty({panels, (tile + 2) * (tile + 2), weights.channels, conv3x3_panel()});
+  const at::Tensor out = wide.new_empty({panels, (tile + 2) * (tile + 2), weights.channels, conv3x3_panel()});
   weights.to = out.mutable_data_ptr<float>();
   const auto kernel = FASTSCORE_KERNEL(conv3x3_weights);
   at::parallel_for(0, panels, 1, [&](std::int64_t begin, std::int64_t end) { kernel(weights, begin, end); });

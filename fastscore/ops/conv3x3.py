@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,7 +41,8 @@ def conv3x3(
 
     Winograd's algorithm F(m x m, 3 x 3) (Lavin and Gray, arXiv 1509.09308) takes 2.25 (m = 2) or 4 times (m = 4) fewer
     multiplications than the sum itself, and errs by about 1.1 and 1.6 times as much. Its transformed weights, 16 / 9 or
-    4 times the size of `weight`, are kept as long as the tensor `weight` lives, and made anew when it has changed.
+    4 times the numbers of `weight` in float32, are kept as long as the tensor `weight` lives, and made anew when it has
+    changed. bfloat16 is how images lie in memory: the arithmetic is float32, the result is rounded once.
 
     Args:
         x: (B, C, H, W), float32, float64, bfloat16 or float16; any memory format.
@@ -48,8 +50,9 @@ def conv3x3(
             All of the dtype of x and on its device.
         silu: apply SiLU before the convolution.
         scale: a number.
-        method: "direct": torch's convolution; "winograd2", "winograd4": m = 2 or 4, for float32 on a CPU; "auto": what
-            is likely to be fastest; "direct" under torch.compile.
+        method: "direct": torch's convolution; "winograd2", "winograd4": m = 2 or 4, for float32 and bfloat16 on a CPU;
+            "auto": what is likely to be fastest; "direct" under torch.compile. Of bfloat16 that is torch's convolution
+            on a CPU with AMX, and Winograd's elsewhere.
 
     Returns:
         Tensor (B, K, H, W); channels last where `x` is, else contiguous.
@@ -114,24 +117,31 @@ def _check(
         _checks.wrong_type(_OP, "scale", "be a number", type(scale).__name__)
     if method not in METHODS:
         _checks.wrong_value(_OP, "method", f"be one of {', '.join(METHODS)}", repr(method))
-    if method.startswith("winograd") and (x.dtype is not torch.float32 or x.device.type != "cpu" or NATIVE is None):
-        accepted = "be auto or direct but for float32 on a CPU, with the native library"
+    if method.startswith("winograd") and not _has_winograd(x):
+        accepted = "be auto or direct but for float32 or bfloat16 on a CPU, with the native library"
         _checks.wrong_value(_OP, "method", accepted, f"{method!r} for {x.dtype} on {x.device}")
+
+
+def _has_winograd(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu" and NATIVE is not None
 
 
 def _chosen(x: Tensor, weight: Tensor) -> str:
     """The method of "auto"."""
-    if x.dtype is not torch.float32 or x.device.type != "cpu" or NATIVE is None or torch.compiler.is_compiling():
+    if not _has_winograd(x) or torch.compiler.is_compiling():
         return "direct"  # in a graph the weights would be transformed at every call
-    return cheapest(*x.shape, weight.shape[0], torch.get_num_threads())
+    return cheapest(*x.shape, weight.shape[0], torch.get_num_threads(), x.dtype)
 
 
 @lru_cache(maxsize=4096)
-def cheapest(batch: int, channels: int, height: int, width: int, outputs: int, threads: int) -> str:
+def cheapest(
+    batch: int, channels: int, height: int, width: int, outputs: int, threads: int, dtype: torch.dtype = torch.float32
+) -> str:
     """The method that takes the least time: as measured, or by a count of instructions and of weights to be read."""
-    measured = _plans.planned((batch, channels, height, width, outputs), threads)
-    if measured is not None:
-        return measured
+    if dtype is torch.float32:
+        measured = _plans.planned((batch, channels, height, width, outputs), threads)
+        if measured is not None:
+            return measured
 
     def winograd(tile: int) -> float:
         points, tiles = (tile + 2) ** 2, batch * -(-height // tile) * -(-width // tile)
@@ -142,6 +152,8 @@ def cheapest(batch: int, channels: int, height: int, width: int, outputs: int, t
         return max(products / threads, reading) + transforms / threads
 
     direct = 9 * batch * height * width * channels * outputs / _LANES / 0.8 / threads
+    if dtype is torch.bfloat16:
+        direct *= _bfloat16_cost()
     costs = {"direct": direct, "winograd2": winograd(2), "winograd4": winograd(4)}
     if min(channels, outputs) < _LANES:
         return "direct"
@@ -151,6 +163,18 @@ def cheapest(batch: int, channels: int, height: int, width: int, outputs: int, t
 # Elements of a vector; instructions for an element of a point, in and out; tiles that share a reading of the weights;
 # bytes of weights that arrive in the time of an instruction.
 _LANES, _PER_POINT, _TILES, _BYTES = 8, 6.0, 48, 6.0
+
+
+@lru_cache
+def _bfloat16_cost() -> float:
+    """Time of oneDNN's convolution of bfloat16 over that of float32, as measured with each set of instructions."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()  # oneDNN's own limit
+    amx = allowed in ("ALL", "DEFAULT") or "AMX" in allowed
+    if amx and torch.cpu._is_amx_tile_supported():
+        return 0.17
+    if (amx or "16" in allowed) and torch.cpu._is_avx512_bf16_supported():
+        return 1.5
+    return 5.0
 
 
 def _winograd(

@@ -90,11 +90,12 @@ def _polynomial(roots: list[float] | tuple[float, ...]) -> Tensor:
 def conv3x3_weights(weight: Tensor, tile: int, panel: int) -> Tensor:
     """(K, C, 3, 3) -> (ceil(K / panel), (tile + 2)^2, C, panel), zeros behind the last output.
 
-    Computed in float64 and rounded once, to the dtype of the weights.
+    Computed in float64 and rounded once, to the dtype of the weights, or to float32 if that is wider.
     """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     outputs, channels = weight.shape[:2]
     matrix = matrices(tile)[1].to(weight.device)
-    points = torch.einsum("ip,kcpq,jq->ijck", matrix, weight.double(), matrix).to(weight.dtype)
+    points = torch.einsum("ip,kcpq,jq->ijck", matrix, weight.double(), matrix).to(dtype)
     panels = -(-outputs // panel)
     padded = F.pad(points.flatten(0, 1), (0, panels * panel - outputs))
     return padded.reshape(-1, channels, panels, panel).permute(2, 0, 1, 3).contiguous()
@@ -118,18 +119,23 @@ def conv3x3_winograd(
     offset: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    """`conv3x3` of weights that are transformed; in the layout of x."""
+    """`conv3x3` of weights that are transformed; in the layout and the dtype of x, computed in that of the weights."""
     last, (batch, channels, height, width) = channels_last(x), x.shape
-    to_input, _, to_output = (matrix.to(x) for matrix in matrices(tile))
+    bias, shift, residual, gain, offset = (
+        None if part is None else part.to(weights.dtype) for part in (bias, shift, residual, gain, offset)
+    )
+    to_input, _, to_output = (matrix.to(weights) for matrix in matrices(tile))
     down, across = (-(-n // tile) for n in (height, width))
-    padded = F.pad(in_front(x, gain, offset, silu), (1, across * tile + 1 - width, 1, down * tile + 1 - height))
+    padded = F.pad(
+        in_front(x.to(weights.dtype), gain, offset, silu), (1, across * tile + 1 - width, 1, down * tile + 1 - height)
+    )
     tiles = padded.unfold(2, tile + 2, tile).unfold(3, tile + 2, tile)
     points = torch.einsum("ip,bcyxpq,jq->ijbyxc", to_input, tiles, to_input)
     matrix = weights.permute(1, 2, 0, 3).reshape(tile + 2, tile + 2, channels, -1)[..., :outputs]
     products = torch.einsum("ijbyxc,ijck->bkyxij", points, matrix)
     out = torch.einsum("ip,bkyxpq,jq->bkyixj", to_output, products, to_output)
     out = out.reshape(batch, outputs, down * tile, across * tile)[:, :, :height, :width]
-    out = behind(out, bias, shift, residual, scale)
+    out = behind(out, bias, shift, residual, scale).to(x.dtype)
     return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

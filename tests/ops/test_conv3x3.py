@@ -1,6 +1,7 @@
 """conv3x3: every method against the definition, what must not change, derivatives, kept weights, bad arguments."""
 
 import gc
+import importlib
 from contextlib import nullcontext
 
 import pytest
@@ -28,6 +29,7 @@ from fastscore.testing.ops import (
 RAW = torch.ops.fastscore.conv3x3_winograd.default
 native = pytest.mark.skipif(_library.NATIVE is None, reason="the native library is not built")
 WINOGRAD = ("winograd2", "winograd4")
+STORED = (torch.float32, torch.bfloat16)
 # (B, C, H, W), outputs: less than a vector, a part of a panel, several depths and chunks of channels, several panels,
 # tiles that are cut off, one tile, several blocks of strips
 SHAPES = [
@@ -111,9 +113,14 @@ def test_direct_by_layout(layout, dtype):
 def close_to(actual, x, weight, around):
     """In the norm, at most twice the error of torch's convolution of channels-last images, as the kernels take them.
 
-    Of few channels torch's errs by less than the transforms alone, 3e-7.
+    Of few channels torch's errs by less than the transforms alone, 3e-7. bfloat16 must err as if rounded once.
     """
     expected = definition(x.double(), weight.double(), **double(around))
+    assert actual.dtype == x.dtype
+    if x.dtype == torch.bfloat16:
+        once = float((expected.bfloat16().double() - expected).norm())
+        assert float((actual.double() - expected).norm()) <= 1.001 * once
+        return
     plain = reference.conv3x3(x.contiguous(memory_format=torch.channels_last), weight, **around)
     error, theirs = (float((value.double() - expected).norm() / expected.norm()) for value in (actual, plain))
     assert error <= 2 * max(theirs, 3e-7), (error, theirs)
@@ -122,9 +129,10 @@ def close_to(actual, x, weight, around):
 @native
 @pytest.mark.parametrize("method", WINOGRAD)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize(("shape", "outputs"), SHAPES, ids=str)
-def test_winograd_by_shape(shape, outputs, layout, method):
-    x, weight, around = make_case(shape, outputs, layout)
+def test_winograd_by_shape(shape, outputs, dtype, layout, method):
+    x, weight, around = make_case(shape, outputs, layout, dtype)
     actual = conv3x3(x, weight, method=method, **around)
     close_to(actual, x, weight, around)
     last = layout == "channels_last" and min(shape[1:]) > 1
@@ -162,18 +170,22 @@ def test_zero_sizes(method):
 @native
 @pytest.mark.parametrize("method", WINOGRAD)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_weights_are_transformed_as_the_reference_does(method, transposed):
-    weight = make_input((21, 35, 3, 3), "channels_last")
+@pytest.mark.parametrize("dtype", STORED)
+def test_weights_are_transformed_as_the_reference_does(dtype, method, transposed):
+    weight = make_input((21, 35, 3, 3), "channels_last", dtype=dtype)
     actual = torch.ops.fastscore.conv3x3_weights(weight, int(method[-1]), transposed)
     expected = conv3x3_weights(turned(weight) if transposed else weight, int(method[-1]), actual.shape[-1])
-    torch.testing.assert_close(actual, expected, rtol=1.2e-7, atol=0)
+    assert actual.dtype == torch.float32
+    # numbers of 8 bits may cancel to the last one, but for roundings in double
+    torch.testing.assert_close(actual, expected, rtol=1.2e-7, atol=1e-15)
 
 
 @native
 @pytest.mark.parametrize("method", WINOGRAD)
-def test_bits_do_not_depend_on_batch_threads_or_format(method, threads):
+@pytest.mark.parametrize("dtype", STORED)
+def test_bits_do_not_depend_on_batch_threads_or_format(dtype, method, threads):
     shape = (12, 40, 9, 13)
-    x, weight, around = make_case(shape, 50)
+    x, weight, around = make_case(shape, 50, dtype=dtype)
     rows_of = ("shift", "residual", "gain", "offset")
 
     def call(rows: Rows, layout: str) -> Tensor:
@@ -185,7 +197,12 @@ def test_bits_do_not_depend_on_batch_threads_or_format(method, threads):
 
 @native
 def test_every_instruction_set(isa, tmp_path):
-    cases = [(*make_case(shape, outputs), method) for shape, outputs in SHAPES for method in WINOGRAD]
+    cases = [
+        (*make_case(shape, outputs, dtype=dtype), method)
+        for shape, outputs in SHAPES
+        for method in WINOGRAD
+        for dtype in STORED
+    ]
     program = "results = [fastscore.ops.conv3x3(x, w, method=method, **around) for x, w, around, method in cases]"
     results, launches = run_on(isa, program, cases, tmp_path)
     assert launches == {f"conv3x3_winograd.{isa}": len(cases), f"conv3x3_weights.{isa}": len(cases)}
@@ -205,6 +222,33 @@ def test_backends_ran():
             expected = conv3x3(x, weight, method=method, **around)
         assert torch.equal(expected, reference.conv3x3(x, weight, **around))
         assert _library.NATIVE.launches()[f"conv3x3_winograd.{isa}"] == 1
+
+
+@native
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "allowed", "method"),
+    [
+        (True, True, None, "direct"), (True, True, "AVX512_CORE_AMX", "direct"), (True, True, "AVX2", "winograd4"),
+        (False, True, None, "winograd4"), (False, False, None, "winograd4"),
+    ],
+)  # fmt: skip
+def test_bfloat16_is_left_to_torch_where_the_cpu_has_amx(amx, avx512_bf16, allowed, method, monkeypatch):
+    module = importlib.import_module("fastscore.ops.conv3x3")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    else:
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for cached in (module.cheapest, module._bfloat16_cost):
+        cached.cache_clear()
+    x, weight = make_input((4, 128, 32, 32), dtype=torch.bfloat16), make_input((128, 128, 3, 3), dtype=torch.bfloat16)
+    _library.NATIVE.reset_launches()
+    conv3x3(x, weight)
+    ran = _library.NATIVE.launches().get(f"conv3x3_winograd.{_library.build_info()['isa']}", 0)
+    for cached in (module.cheapest, module._bfloat16_cost):
+        cached.cache_clear()
+    assert ran == (method != "direct")
 
 
 # ------------------------------------------------------------------------------------------------ kept weights
@@ -282,6 +326,19 @@ def test_derivatives_are_those_of_the_definition(method):
 
 
 @native
+@pytest.mark.parametrize("method", WINOGRAD)
+def test_derivatives_of_bfloat16_are_rounded_once(method):
+    x, weight, _ = make_case((2, 24, 9, 8), 20, dtype=torch.bfloat16)
+    cotangent = make_input((2, 20, 9, 8), dtype=torch.bfloat16, seed=40)
+    _library.NATIVE.reset_launches()
+    (grad,) = torch.func.vjp(lambda x: conv3x3(x, weight, method=method), x)[1](cotangent)
+    _, along = torch.func.jvp(lambda x: conv3x3(x, weight, method=method), (x,), (x.flip(0),))
+    assert _library.NATIVE.launches()[f"conv3x3_winograd.{_library.build_info()['isa']}"] == 4
+    close_to(grad, cotangent, turned(weight), {})
+    close_to(along, x.flip(0), weight, {})
+
+
+@native
 def test_the_gradient_is_a_launch_and_so_is_its_gradient():
     x, weight, _ = make_case((1, 8, 6, 6), 8)
     x.requires_grad_()
@@ -355,8 +412,9 @@ def test_vmap_joins_the_batch(method):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(layout):
-    x, weight, around = make_case((2, 5, 6, 8), 7, layout)
+@pytest.mark.parametrize("dtype", STORED)
+def test_opcheck(dtype, layout):
+    x, weight, around = make_case((2, 5, 6, 8), 7, layout, dtype)
     weights = torch.ops.fastscore.conv3x3_weights(weight, 4, False)
     names = ("bias", "shift", "residual", "scale", "gain", "offset", "silu")
     torch.library.opcheck(RAW, (x, weights, 7, 4, *(around[name] for name in names)))
@@ -398,7 +456,7 @@ X, W = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 3, 3)
         (ValueError, "method must be one of auto, direct, winograd2, winograd4, got 'fft'", {"method": "fft"}),
         (
             ValueError,
-            "method must be auto or direct but for float32 on a CPU, with the native library, got 'winograd4' for",
+            "method must be auto or direct but for float32 or bfloat16 on a CPU, with the native library, got 'winograd4' for",
             {"x": X.double(), "weight": W.double(), "method": "winograd4"},
         ),
     ],

@@ -130,6 +130,21 @@ def test_without_statistics_the_result_is_the_same():
 
 
 @native
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bfloat16_is_float32_rounded_once(case, tile):
+    """Bit for bit, in slices of wider tensors; and the statistics are of what was not rounded yet."""
+    wide, narrow = Case(*case, tile), Case(*case, tile)
+    narrow.x = among_channels(wide.x.bfloat16(), 1, 2)[0]
+    narrow.parts["residual"] = among_channels(wide.parts["residual"].bfloat16(), 2, 5)[0]
+    narrow.out, narrow.whole = among_channels(wide.out.bfloat16(), 3, 1)
+    wide.x.copy_(narrow.x)
+    wide.parts["residual"].copy_(narrow.parts["residual"])
+    assert torch.equal(narrow.run().nan_to_num(7.0), wide.run().bfloat16().nan_to_num(7.0))
+    assert torch.equal(narrow.statistics, wide.statistics)
+
+
+@native
 def test_statistics_tell_of_what_is_not_finite():
     made = Case((1, 5, 8, 8), 6, False, 4, "residual")
     made.x[0, 2, 0, 0] = float("nan")
@@ -186,7 +201,11 @@ def test_fake_tensors_are_written_by_nobody():
         (ValueError, r"out must have shape \[2, 9, 6, 8\], got \[2, 9, 12, 16\]", {"upsample": False}),
         (ValueError, "x must share no memory with out", {"x": "overlap"}),
         (ValueError, "residual must share no memory with out", {"residual": "overlap"}),
-        (TypeError, "x must be float32, got Double", {"x": "double"}),
+        (TypeError, "x must be float32 or bfloat16, got Double", {"x": "double"}),
+        (TypeError, "out must be float32, got BFloat16", {"out": "narrow"}),
+        (TypeError, "residual must have the dtype of out, Float, got BFloat16", {"residual": "narrow"}),
+        (TypeError, "out must be bfloat16, got Float", {"x": "narrow"}),
+        (TypeError, "bias must be float32, got BFloat16", {"bias": "narrow"}),
         (ValueError, r"weights must be contiguous, of shape", {"tile": 2}),
         (ValueError, "tile must be 2 or 4, got 3", {"tile": 3}),
         (ValueError, r"shift must have shape \[2, 9\], got \[2, 5\]", {"shift": "columns"}),
@@ -203,6 +222,7 @@ def test_bad_arguments_are_refused(error, message, wrong):
         "contiguous": lambda t: t.contiguous() if t.dim() == 4 else t.t().contiguous().t(),
         "columns": lambda t: t[..., :5],
         "double": lambda t: t.double(),
+        "narrow": lambda t: t.bfloat16(),
         "gaps": lambda t: t.repeat_interleave(2)[::2],
         "none": lambda t: None,
     }

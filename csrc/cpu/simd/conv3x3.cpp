@@ -62,7 +62,8 @@ constexpr Multiply multiply_rows[] = {
 #endif
 };
 
-template <int m>
+// T: of the images in memory; all else is float.
+template <int m, class T>
 class Convolution {
   using W = Winograd<m>;
   static constexpr int size = W::size;
@@ -140,16 +141,16 @@ class Convolution {
   void read_columns(int64_t sample, int64_t row, int64_t c, int64_t n, F&& f) {
     const int64_t times = args_.upsample ? 2 : 1;
     const int64_t height = args_.height / times, width = args_.width / times;
-    const float* rows[size];
+    const T *x0 = static_cast<const T*>(args_.x), *rows[size];
     for (int64_t i = 0; i < size; ++i) {
       const bool inside = row + i >= 0 && row + i < args_.height;
-      rows[i] = inside ? args_.x + (sample * height + (row + i) / times) * width * args_.x_stride + c : nullptr;
+      rows[i] = inside ? x0 + (sample * height + (row + i) / times) * width * args_.x_stride + c : nullptr;
     }
     float* to = strip_;
     clear(to, 1);
     to += size * chunk;
     for (int64_t x = 0; x < width; ++x, to += times * size * chunk)
-      each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
+      each_vector<T>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
         vf32 column[size];
 #pragma GCC unroll 6
         for (int j = 0; j < size; ++j)
@@ -291,9 +292,9 @@ class Convolution {
   void write_row(const float* from, const float* added, int64_t pixel, int64_t k, int64_t n, int64_t columns,
                  Moments& moments) const {
     const vf32 scale = splat(args_.scale);
-    const float* residual = args_.residual + pixel * args_.residual_stride + k;
-    float* to = args_.out + pixel * args_.out_stride + k;
-    each_vector<float>(n, [&](int64_t c, auto part) __attribute__((always_inline)) {
+    const T* residual = static_cast<const T*>(args_.residual) + pixel * args_.residual_stride + k;
+    T* to = static_cast<T*>(args_.out) + pixel * args_.out_stride + k;
+    each_vector<T>(n, [&](int64_t c, auto part) __attribute__((always_inline)) {
       vf32 row[size], out[m];
 #pragma GCC unroll 6
       for (int j = 0; j < size; ++j) row[j] = load(from + j * product_row_ + c);
@@ -354,14 +355,20 @@ void transform_weights(const Conv3x3Weights& weights, int64_t p) {
   }
 }
 
+template <int m>
+struct Tile {
+  static constexpr int value = m;
+};
+
+// f(convolution) of the tile and of the type of the images that `args` name.
 template <class F>
-auto with_tile(const Conv3x3Args& args, const Conv3x3Plan& plan, F&& f) {
-  if (args.tile == 2) {
-    Convolution<2> convolution(args, plan);
+auto with_convolution(const Conv3x3Args& args, const Conv3x3Plan& plan, F&& f) {
+  const auto with = [&](auto tile, auto like) {
+    Convolution<decltype(tile)::value, decltype(like)> convolution(args, plan);
     return f(convolution);
-  }
-  Convolution<4> convolution(args, plan);
-  return f(convolution);
+  };
+  if (args.dtype == Dtype::bf16) return args.tile == 2 ? with(Tile<2>{}, bf16{}) : with(Tile<4>{}, bf16{});
+  return args.tile == 2 ? with(Tile<2>{}, float{}) : with(Tile<4>{}, float{});
 }
 
 }  // namespace
@@ -376,11 +383,11 @@ void conv3x3_weights(const Conv3x3Weights& weights, int64_t begin, int64_t end) 
 }
 
 Conv3x3Scratch conv3x3_scratch(const Conv3x3Args& args, const Conv3x3Plan& plan) {
-  return with_tile(args, plan, [](const auto& convolution) { return convolution.scratch(); });
+  return with_convolution(args, plan, [](const auto& convolution) { return convolution.scratch(); });
 }
 
 void conv3x3(const Conv3x3Args& args, const Conv3x3Plan& plan, float* scratch, int64_t begin, int64_t end) {
-  with_tile(args, plan, [&](auto& convolution) { convolution.run(scratch, begin, end); });
+  with_convolution(args, plan, [&](auto& convolution) { convolution.run(scratch, begin, end); });
 }
 
 }  // namespace fastscore::FASTSCORE_ISA

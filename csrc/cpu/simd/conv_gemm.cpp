@@ -157,6 +157,9 @@ class Convolution {
   Convolution(const ConvGemmArgs& args, const ConvGemmPlan& plan)
       : args_(args),
         plan_(plan),
+        x_(static_cast<const float*>(args.x)),
+        residual_(static_cast<const float*>(args.residual)),
+        out_(static_cast<float*>(args.out)),
         taps_(args.kernel * args.kernel),
         pixels_(args.batch * args.out_height * args.out_width),
         height_(args.upsample ? 2 * args.height : args.height),
@@ -242,7 +245,7 @@ class Convolution {
   void prepare(int64_t block) {
     first_ = block * plan_.pixels;
     count_ = smaller(plan_.pixels, pixels_ - first_);
-    source_ = args_.x;
+    source_ = x_;
     if (in_front_) {
       const Range range = pixels_read(first_, first_ + count_);
       transform(range);
@@ -255,7 +258,7 @@ class Convolution {
   void transform(Range pixels) const {
     float* to = places_.source;
     for (int64_t p = pixels.begin; p < pixels.end; ++p, to += source_stride_) {
-      const float* from = args_.x + p * args_.x_stride;
+      const float* from = x_ + p * args_.x_stride;
       const int64_t sample = p / (args_.height * args_.width);
       const float *gain = args_.gain + sample * args_.gain_stride,
                   *offset = args_.offset + sample * args_.offset_stride;
@@ -355,9 +358,9 @@ class Convolution {
           a.rows = places_.rows + t * plan_.pixels + r;
           to.sums = places_.products + r * panel;
           if (last && whole) {
-            to.out = args_.out + (first_ + r) * args_.out_stride + k;
+            to.out = out_ + (first_ + r) * args_.out_stride + k;
             if (args_.shift != nullptr) to.shifts = places_.shifts + r;
-            if (args_.residual != nullptr) to.residual = args_.residual + (first_ + r) * args_.residual_stride + k;
+            if (residual_ != nullptr) to.residual = residual_ + (first_ + r) * args_.residual_stride + k;
           }
           kernels[rows](a, b, b_stride, to);
           if (last && !whole) write(r, rows, k, n);
@@ -386,9 +389,8 @@ class Convolution {
     for (; rows > 0; ++r, --rows) {
       const float *from = places_.products + r * panel,
                   *shift = args_.shift == nullptr ? nullptr : places_.shifts[r] + k;
-      const float* residual =
-          args_.residual == nullptr ? nullptr : args_.residual + (first_ + r) * args_.residual_stride + k;
-      float* to = args_.out + (first_ + r) * args_.out_stride + k;
+      const float* residual = residual_ == nullptr ? nullptr : residual_ + (first_ + r) * args_.residual_stride + k;
+      float* to = out_ + (first_ + r) * args_.out_stride + k;
       each_vector<float>(n, [&](int64_t i, auto part) __attribute__((always_inline)) {
         vf32 value = load(from + i, part);
         if (args_.bias != nullptr) value = value + load(args_.bias + k + i, part);
@@ -401,6 +403,8 @@ class Convolution {
 
   const ConvGemmArgs& args_;
   const ConvGemmPlan plan_;
+  const float *const x_, *const residual_;
+  float* const out_;
   const int64_t taps_, pixels_;
   const int64_t height_, width_;  // of the image that the kernel passes over
   const bool pointwise_;          // pixel i of out depends on pixel i of x

@@ -11,7 +11,7 @@ struct Conv3x3Args : ConvArgs {
   int tile = 4;                        // outputs of a tile along one side, 2 or 4
 
   // (B, ceil(height / tile), outputs, 2): mean, and sum of squared deviations from it, of what was written to each
-  // strip of `tile` rows; or null.
+  // strip of `tile` rows, before it is rounded to a type of 16 bits; or null.
   float* statistics = nullptr;
 };
 

@@ -1,14 +1,18 @@
 // out = (conv(act(gain * x + offset), w) + bias + shift + residual) * scale: what the convolutions that write into
-// given memory have in common, without any torch type. Images are float32, pixels whose channels lie side by side.
+// given memory have in common, without any torch type. Images are pixels whose channels lie side by side, of `dtype`;
+// everything else is float32, and so is the arithmetic.
 #pragma once
 
 #include <cstdint>
 
+#include "fastscore/dtype.h"
+
 namespace fastscore {
 
 struct ConvArgs {
-  const float* x = nullptr;
-  float* out = nullptr;
+  Dtype dtype = Dtype::f32;
+  const void* x = nullptr;
+  void* out = nullptr;
   const float* weights = nullptr;
   std::int64_t batch = 0, channels = 0, outputs = 0;
   std::int64_t x_stride = 0, out_stride = 0;  // elements from pixel to pixel
@@ -19,9 +23,9 @@ struct ConvArgs {
   std::int64_t gain_stride = 0, offset_stride = 0;  // from sample to sample
   bool silu = false;
 
-  const float* bias = nullptr;      // (outputs)
-  const float* shift = nullptr;     // (B, outputs)
-  const float* residual = nullptr;  // like out
+  const float* bias = nullptr;     // (outputs)
+  const float* shift = nullptr;    // (B, outputs)
+  const void* residual = nullptr;  // like out
   std::int64_t shift_stride = 0, residual_stride = 0;
   float scale = 1;
 };
