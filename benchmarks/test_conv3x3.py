@@ -10,7 +10,7 @@ from fastscore.testing.timing import Case, compiled
 
 CONTENDERS = ("eager", "eager, channels last", "torch.compile", "fastscore")
 # (B, C, H, W), outputs: layers of the CIFAR-10 U-Nets
-CASES = [
+LAYERS = [
     ((16, 256, 16, 16), 256),
     ((4, 128, 32, 32), 128),
     ((4, 256, 16, 16), 256),
@@ -20,12 +20,13 @@ CASES = [
     ((1, 256, 16, 16), 256),
     ((1, 256, 8, 8), 256),
 ]
+CASES = [*((*layer, torch.float32) for layer in LAYERS), *((*layer, torch.bfloat16) for layer in LAYERS[:2])]
 
 
-def _case(shape: tuple[int, ...], outputs: int, device: torch.device) -> Case:
-    x = make_input(shape, "channels_last", device=device)
-    weight = make_input((outputs, shape[1], 3, 3), device=device, scale=(9 * shape[1]) ** -0.5, seed=1)
-    bias = make_input((outputs,), device=device, seed=2)
+def _case(shape: tuple[int, ...], outputs: int, dtype: torch.dtype, device: torch.device) -> Case:
+    x = make_input(shape, "channels_last", dtype=dtype, device=device)
+    weight = make_input((outputs, shape[1], 3, 3), dtype=dtype, device=device, scale=(9 * shape[1]) ** -0.5, seed=1)
+    bias = make_input((outputs,), dtype=dtype, device=device, seed=2)
     packed, contiguous = weight.contiguous(memory_format=torch.channels_last), x.contiguous()
     contenders = {
         "eager": lambda: F.conv2d(contiguous, weight, bias, padding=1),
@@ -41,9 +42,9 @@ def _case(shape: tuple[int, ...], outputs: int, device: torch.device) -> Case:
         )
         assert error <= 2 * theirs, (error, theirs)
 
-    return Case("conv3x3", f"{shape} to {outputs} channels, float32", contenders, check, x)
+    return Case("conv3x3", f"{shape} to {outputs} channels, {str(dtype)[6:]}", contenders, check, x)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
 def test_conv3x3(report, case, contender, device):
     report(_case(*case, device), contender)

@@ -456,7 +456,7 @@ X, W = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 3, 3)
         (ValueError, "method must be one of auto, direct, winograd2, winograd4, got 'fft'", {"method": "fft"}),
         (
             ValueError,
-            "method must be auto or direct but for float32 or bfloat16 on a CPU, with the native library, got 'winograd4' for",
+            "method must be auto or direct but for float32 or bfloat16 on a CPU, with the native library, got 'wino",
             {"x": X.double(), "weight": W.double(), "method": "winograd4"},
         ),
     ],
