@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fastscore.engine.trace import aten, is_norm, shape_of
+from fastscore.engine.values import as_pixels, as_rows, pixel_rows
 
 VIEWS = {
     aten.view.default,
@@ -130,16 +131,36 @@ def padding_of(node: fx.Node) -> int | None:
     return int(sides[0])
 
 
+def viewed(meta: Tensor, node: fx.Node) -> Tensor | None:
+    """What a view makes of a tensor; None where it would be a copy."""
+    target: Any = node.target
+    try:
+        out: Tensor = target(meta, *node.args[1:], **node.kwargs)
+    except RuntimeError:
+        return None
+    return out if out.untyped_storage()._cdata == meta.untyped_storage()._cdata else None
+
+
+def rows_of(meta: Tensor) -> Tensor | None:
+    """Images (B, C, H, W), and rows (..., C) of fewer dimensions, as pixels; None where they do not lie so."""
+    return as_pixels(meta) if meta.dim() == 4 else as_rows(meta)
+
+
 def layer_at(anchor: fx.Node, taken: Container[fx.Node]) -> Layer:
     """The layer with all that can follow it in one call, up to what another layer has taken."""
     layer, views = Layer(anchor, anchor), []
-    current = anchor
+    current, shape = anchor, shape_of(anchor)
+    image = anchor.target is aten.conv2d.default
+    meta: Tensor | None = pixel_rows(shape) if image else torch.empty(shape, device="meta")  # as the call writes it
     while len(current.users) == 1:
         (user,) = current.users
         if user in taken:
             break
         if user.target in VIEWS and user.args[0] is current and _numel(user) == _numel(current):
             views.append(user)
+            meta = None if meta is None else viewed(meta, user)
+        elif views and not _keeps_pixels(meta, shape[1 if image else -1]):
+            break
         elif user.target is aten.add.Tensor and not user.kwargs and _added(layer, current, user, bool(views)):
             layer.last, layer.views = user, list(views)
         elif user.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(user.args[1], int | float):
@@ -150,6 +171,12 @@ def layer_at(anchor: fx.Node, taken: Container[fx.Node]) -> Layer:
             break
         current = user
     return layer
+
+
+def _keeps_pixels(meta: Tensor | None, outputs: int) -> bool:
+    """Whether what a layer writes is still pixels of all its outputs, without gaps."""
+    rows = None if meta is None else rows_of(meta)
+    return rows is not None and rows.shape[1] == rows.stride(3) == outputs
 
 
 def _added(layer: Layer, current: fx.Node, user: fx.Node, viewed: bool) -> bool:
@@ -163,11 +190,12 @@ def _added(layer: Layer, current: fx.Node, user: fx.Node, viewed: bool) -> bool:
     if shape == result:
         layer.residual = other
         return True
-    per_sample = len(result) == 4 and shape in ((result[0], result[1], 1, 1), (1, result[1], 1, 1))
-    if per_sample and layer.shift is None and not viewed:
-        layer.shift = other
-        return True
-    return False
+    if viewed or layer.shift is not None or layer.anchor.target is not aten.conv2d.default:
+        return False
+    if shape not in ((result[0], result[1], 1, 1), (1, result[1], 1, 1)):
+        return False
+    layer.shift = other
+    return True
 
 
 def front_of(node: Any, *, views: bool) -> Front:

@@ -18,10 +18,12 @@ from fastscore.engine.fuse import (
     is_pointwise,
     norm_arguments,
     padding_of,
+    rows_of,
+    viewed,
 )
 from fastscore.engine.trace import Traced, UntraceableError, aten, native, shape_of
 from fastscore.engine.values import Ref, Root, as_pixels, as_rows, pixel_rows, pixels
-from fastscore.engine.writer import Writer, viewed
+from fastscore.engine.writer import Writer
 from fastscore.ops._plans import Shape
 from fastscore.ops.conv3x3 import cheapest, transformed
 
@@ -33,8 +35,7 @@ _PLAIN: Read = (None, None, False, False)
 class LayerWriter(Writer):
     """Emits `conv3x3_winograd_into`, `conv_gemm_into` and `group_affine_into`.
 
-    An image is (B, C, H, W) in pixel rows; rows (..., C) are looked at as an image. In what follows, `form` is
-    `as_rows` for a linear layer and `as_pixels` for a convolution.
+    An image is (B, C, H, W) in pixel rows; rows (..., C) are looked at as an image.
 
     Attributes:
         shapes: of the 3x3 convolutions that may be Winograd's.
@@ -56,11 +57,14 @@ class LayerWriter(Writer):
         if before is not None and not padding and before < _kernel(weight):
             source, padding = source.args[0], before
         out = self._output(layer)
-        target = out.view(_found(as_pixels(out.meta) if layer.views else _form(anchor, out.meta)))
+        form = rows_of if layer.views else partial(_form, anchor)
+        rows = _found(form(out.meta))
+        image = anchor.target is aten.conv2d.default
+        target = out.view(pixels(rows, shape_of(anchor), rows.stride(3)) if image else rows)
         x, read = self._input(anchor, source, target, stride)
         shift = None if layer.shift is None else self._ref(layer.shift)
         shift = None if shift is None else shift.view(shift.meta[:, :, 0, 0].expand(target.shape[0], -1))
-        residual = None if layer.residual is None else self._residual(self._ref(layer.residual), target)
+        residual = None if layer.residual is None else self._residual(self._ref(layer.residual), target, form)
         self._convolution(x, weight, target, stride, padding, (bias, shift, residual, layer.scale), read)
         self._refs[layer.last] = out
 
@@ -88,15 +92,7 @@ class LayerWriter(Writer):
     def _output(self, layer: Layer) -> Ref:
         """Where a layer writes, as its last node has it."""
         shape, image = shape_of(layer.last), layer.anchor.target is aten.conv2d.default
-        if not layer.views:
-            return self._new(layer.last) if image or len(shape) != 4 else self._fresh(shape)
-        natural = shape_of(layer.anchor)
-        meta: Tensor | None = pixel_rows(natural) if image else torch.empty(natural, device="meta")
-        for node in layer.views:
-            meta = None if meta is None else viewed(meta, node)
-        if meta is None or as_pixels(meta) is None or meta.stride(3) != shape[1]:
-            raise UntraceableError("a layer that is added to an image in another order")
-        return self._new(layer.last)
+        return self._new(layer.last) if image or layer.views or len(shape) != 4 else self._fresh(shape)
 
     def _input(self, anchor: fx.Node, source: Any, target: Ref, stride: int) -> tuple[Ref, Read]:
         """What a layer reads, and what it does to it on the way."""
@@ -130,15 +126,12 @@ class LayerWriter(Writer):
                 return None
         return base.view(_recut(rows, target) if is_pointwise(anchor) and not front.upsample else rows)
 
-    def _residual(self, ref: Ref, target: Ref) -> Ref:
+    def _residual(self, ref: Ref, target: Ref, form: Callable[[Tensor], Tensor | None]) -> Ref:
         """What is added to a result, cut like it."""
-        meta = as_pixels(ref.meta) if ref.shape == target.shape else as_rows(ref.meta)
-        if meta is not None:
-            return ref.view(_recut(meta, target))
-        if len(ref.shape) == 4 and ref.shape == target.shape:
-            return self._copied(ref, self._image(ref.shape))
-        copy = self._copied(ref, self._fresh(ref.shape))
-        return copy.view(_recut(_found(as_rows(copy.meta)), target))
+        if form(ref.meta) is None:
+            image = len(ref.shape) == 4 and form(pixel_rows(ref.shape)) is not None
+            ref = self._copied(ref, self._image(ref.shape) if image else self._fresh(ref.shape))
+        return ref.view(_recut(_found(form(ref.meta)), target))
 
     def _affine_of(self, norm: fx.Node) -> tuple[Ref, Ref]:
         """Gain and offset of a norm, computed once."""
@@ -175,6 +168,7 @@ class LayerWriter(Writer):
 
 
 def _form(anchor: fx.Node, meta: Tensor) -> Tensor | None:
+    """The pixels that a layer reads or writes, as it sees them."""
     return as_rows(meta) if anchor.target is aten.linear.default else as_pixels(meta)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastscore.engine.fuse import SPLITS, VIEWS
+from fastscore.engine.fuse import SPLITS, VIEWS, viewed
 from fastscore.engine.trace import Traced, aten, shape_of
 from fastscore.engine.values import Call, Ref, Root, pixel_rows, refs_in, replaced
 
@@ -108,16 +108,6 @@ class Writer:
         """The same value in other memory."""
         self._emit(aten.copy_.default, (copy, ref), (copy,), "copy")
         return copy
-
-
-def viewed(meta: Tensor, node: fx.Node) -> Tensor | None:
-    """What a view makes of a tensor; None where it would be a copy."""
-    target: Any = node.target
-    try:
-        out: Tensor = target(meta, *node.args[1:], **node.kwargs)
-    except RuntimeError:
-        return None
-    return out if out.untyped_storage()._cdata == meta.untyped_storage()._cdata else None
 
 
 def copying(out: Tensor, target: Callable[..., Any], args: list[Any], which: int | None = None) -> None:
