@@ -54,7 +54,7 @@ class LayerWriter(Writer):
         source: Any = anchor.args[0]
         stride, padding = (1, 0) if anchor.target is aten.linear.default else (n[0] for n in conv_settings(anchor)[:2])
         before = padding_of(source)
-        if before is not None and not padding and before < _kernel(weight):
+        if before is not None and not padding and _sees_image(anchor, source.args[0], before, stride):
             source, padding = source.args[0], before
         out = self._output(layer)
         form = rows_of if layer.views else partial(_form, anchor)
@@ -99,7 +99,8 @@ class LayerWriter(Writer):
         pointwise = is_pointwise(anchor)
         front = front_of(source, views=pointwise)
         if front.norm is not None or front.silu or front.upsample:
-            x = None if front.upsample and stride > 1 else self._base(anchor, front, target)
+            enlarges = anchor.target is aten.conv2d.default and stride == 1  # what the kernels can do on the way
+            x = None if front.upsample and not enlarges else self._base(anchor, front, target)
             if x is not None:
                 gain, offset = (None, None) if front.norm is None else self._affine_of(front.norm)
                 return x, (gain, offset, front.silu, front.upsample)
@@ -170,6 +171,14 @@ class LayerWriter(Writer):
 def _form(anchor: fx.Node, meta: Tensor) -> Tensor | None:
     """The pixels that a layer reads or writes, as it sees them."""
     return as_rows(meta) if anchor.target is aten.linear.default else as_pixels(meta)
+
+
+def _sees_image(conv: fx.Node, image: Any, before: int, stride: int) -> bool:
+    """Whether no window of a convolution lies in the zeros around an image alone."""
+    if conv.target is not aten.conv2d.default or before >= shape_of(conv.args[1])[2]:
+        return False
+    sides = zip(shape_of(conv)[2:], shape_of(image)[2:], strict=True)
+    return all((windows - 1) * stride - before < size for windows, size in sides)
 
 
 def _kernel(weight: Ref) -> int:

@@ -150,14 +150,14 @@ class Lowering(LayerWriter):
 
     def _concatenate(self, node: fx.Node) -> None:
         parts: Any = node.args[0]
-        sources = [(source, self._ref(source)) for source in parts]
-        if node not in self._refs:
-            self._refs[node] = self._new(node)
-        whole, at = self._refs[node], 0
-        for source, ref in sources:
-            if self._joined.get(source) != (node, at):
-                self._copied(ref, whole.view(whole.meta.narrow(1, at, ref.shape[1])))
+        sources = [self._ref(source) for source in parts]
+        whole, at = self._whole(node), 0
+        for ref in sources:
+            part = self._part(whole, at, ref.shape[1])
+            if not ref.same_as(part):  # it was not written there
+                self._copied(ref, part)
             at += ref.shape[1]
+        self._refs[node] = whole
 
     def _norm(self, node: fx.Node) -> None:
         """A norm whose value somebody wants."""

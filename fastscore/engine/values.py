@@ -47,6 +47,11 @@ class Ref:
         """Other shape and strides of the same memory."""
         return Ref(self.root, meta)
 
+    def same_as(self, other: Ref) -> bool:
+        """Whether both are the same elements of the same memory."""
+        here, there = ((m.shape, m.stride(), m.storage_offset()) for m in (self.meta, other.meta))
+        return self.root is other.root and here == there
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""

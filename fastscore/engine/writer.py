@@ -27,7 +27,10 @@ class Writer:
         self.placed: dict[fx.Node, Ref] = {}
         self._traced = traced
         self._refs: dict[fx.Node, Ref] = {}
-        self._joined: dict[fx.Node, tuple[fx.Node, int]] = {}  # source -> the concatenation it lies in, first channel
+        self._joined: dict[
+            fx.Node, tuple[fx.Node, int]
+        ] = {}  # source -> the concatenation it may lie in, first channel
+        self._wholes: dict[fx.Node, Ref] = {}  # places of concatenations
 
     def _compute(self, node: fx.Node) -> None:
         """Emit what computes a node."""
@@ -98,11 +101,18 @@ class Writer:
         shape, dtype = shape_of(node), node.meta["val"].dtype
         if node in self._joined:
             whole, first = self._joined[node]
-            if whole not in self._refs:
-                self._refs[whole] = self._new(whole)
-            ref = self._refs[whole]
-            return ref.view(ref.meta.narrow(1, first, shape[1]))
+            return self._part(self._whole(whole), first, shape[1])
         return self._image(shape, dtype) if len(shape) == 4 else self._fresh(shape, dtype)
+
+    def _whole(self, node: fx.Node) -> Ref:
+        """Where a concatenation lies."""
+        if node not in self._wholes:
+            self._wholes[node] = self._new(node)
+        return self._wholes[node]
+
+    @staticmethod
+    def _part(whole: Ref, first: int, channels: int) -> Ref:
+        return whole.view(whole.meta.narrow(1, first, channels))
 
     def _copied(self, ref: Ref, copy: Ref) -> Ref:
         """The same value in other memory."""
