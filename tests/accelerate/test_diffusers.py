@@ -89,7 +89,9 @@ def test_options_of_ddpm(same, norms, attentions, options):
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("name", ["FirDownsample2D", "FirUpsample2D"])
 def test_fir_layers(same, name, conv, kernel):
-    layer = getattr(diffusers.models.resnet, name)(3, 5, use_conv=conv, fir_kernel=kernel)
+    from diffusers.models import resnet
+
+    layer = getattr(resnet, name)(3, 5, use_conv=conv, fir_kernel=kernel)
     report = same(layer, (images(8),), {"resample": 1})
     assert report.replaced == [Entry("", "resample", "resample")]
 
