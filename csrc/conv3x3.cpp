@@ -65,12 +65,8 @@ void conv3x3_into(const at::Tensor& x, const at::Tensor& weights, std::int64_t o
   check_weights(weights, outputs, tile, channels);
   set_surroundings(args, x, outputs, {bias, shift, residual, scale, gain, offset, silu, upsample}, out, op);
   if (statistics) {
-    const std::int64_t shape[] = {batch, (out.size(2) + tile - 1) / tile, outputs, 2};
-    TORCH_CHECK_VALUE(statistics->sizes() == at::IntArrayRef(shape) && statistics->is_contiguous(), op,
-                      ": statistics must be contiguous, of shape ", at::IntArrayRef(shape), ", got ",
-                      statistics->sizes(), " with strides ", statistics->strides());
-    TORCH_CHECK_TYPE(statistics->scalar_type() == at::kFloat, op, ": statistics must be float32, got ",
-                     statistics->scalar_type());
+    const std::int64_t strips = (out.size(2) + tile - 1) / tile;
+    args.statistics_stride = strip_stride(*statistics, batch, strips, outputs, op);
     args.statistics = statistics->mutable_data_ptr<float>();
   }
   if (out.numel() == 0) return;

@@ -51,6 +51,23 @@ const float* parameter_row(const std::optional<at::Tensor>& parameter, std::int6
   return parameter->const_data_ptr<float>();
 }
 
+std::int64_t strip_stride(const at::Tensor& statistics, std::int64_t batch, std::int64_t strips, std::int64_t channels,
+                          const char* op) {
+  const std::int64_t shape[] = {batch, strips, 3, channels};
+  TORCH_CHECK_VALUE(statistics.sizes() == at::IntArrayRef(shape), op, ": statistics must have shape ",
+                    at::IntArrayRef(shape), ", got ", statistics.sizes());
+  TORCH_CHECK_TYPE(statistics.scalar_type() == at::kFloat, op, ": statistics must be float32, got ",
+                   statistics.scalar_type());
+  const auto stride = statistics.strides();
+  const std::int64_t row = stride[2];
+  const bool fits = row >= channels && (channels == 1 || stride[3] == 1) && (strips <= 1 || stride[1] == 3 * row) &&
+                    (batch <= 1 || stride[0] == strips * 3 * row);
+  TORCH_CHECK_VALUE(fits, op,
+                    ": statistics must be contiguous, or a slice of the channels of such a tensor, got strides ",
+                    stride, " for shape ", statistics.sizes());
+  return row;
+}
+
 void check_apart(const at::Tensor& image, const at::Tensor& out, const char* op, const char* name) {
   if (image.numel() == 0 || out.numel() == 0) return;
   const at::ScalarType dtype = out.scalar_type();

@@ -28,6 +28,11 @@ ParameterRows parameter_rows(const std::optional<at::Tensor>& parameter, std::in
 const float* parameter_row(const std::optional<at::Tensor>& parameter, std::int64_t columns, const char* op,
                            const char* name);
 
+// Statistics by strips of rows, (B, strips, 3, C), float32, as conv3x3 writes them: elements from row to row. They may
+// be a slice of the channels of such a tensor.
+std::int64_t strip_stride(const at::Tensor& statistics, std::int64_t batch, std::int64_t strips, std::int64_t channels,
+                          const char* op);
+
 // No element of `out` is one of `image`, which is of its dtype; they may be channels of the same pixels.
 void check_apart(const at::Tensor& image, const at::Tensor& out, const char* op, const char* name);
 

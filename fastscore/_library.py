@@ -331,7 +331,7 @@ define(
 
 define(
     "group_affine_into(Tensor x, int groups, float eps, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "Tensor(a!) gain, Tensor(b!) offset) -> ()",
+    "Tensor? strips, int strip_rows, Tensor(a!) gain, Tensor(b!) offset) -> ()",
     lambda *_: None,
     _group_affine_into,
 )

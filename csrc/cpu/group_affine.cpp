@@ -28,7 +28,8 @@ float* output(const at::Tensor& tensor, std::int64_t batch, std::int64_t channel
 
 void group_affine_into(const at::Tensor& x, std::int64_t groups, double eps, const std::optional<at::Tensor>& weight,
                        const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& scale,
-                       const std::optional<at::Tensor>& shift, const at::Tensor& gain, const at::Tensor& offset) {
+                       const std::optional<at::Tensor>& shift, const std::optional<at::Tensor>& strips,
+                       std::int64_t strip_rows, const at::Tensor& gain, const at::Tensor& offset) {
   GroupAffineArgs args;
   args.pixel_stride = pixel_stride(x, op, "x");
   args.batch = x.size(0);
@@ -48,19 +49,28 @@ void group_affine_into(const at::Tensor& x, std::int64_t groups, double eps, con
   args.shift = {shifts.data, shifts.stride};
   args.gain = output(gain, args.batch, args.channels, "gain", args.gain_stride);
   args.offset = output(offset, args.batch, args.channels, "offset", args.offset_stride);
-  if (x.numel() == 0) return;
-  args.x = x.const_data_ptr<float>();
-
   args.rows = std::min(args.pixels, std::clamp<std::int64_t>(block_elements / args.channels, 16, 128));
+  if (strips) {
+    TORCH_CHECK_VALUE(strip_rows >= 1, op, ": strip_rows must be at least 1, got ", strip_rows);
+    args.rows = strip_rows * x.size(3);
+  }
   args.blocks = (args.pixels + args.rows - 1) / args.rows;
+  args.partial_stride = strips ? strip_stride(*strips, args.batch, args.blocks, args.channels, op) : args.channels;
+  if (x.numel() == 0) return;
+
   static thread_local Workspace partial, totals;
-  args.partial = partial.get<float>(args.batch * args.blocks * 3 * args.channels);
   args.totals = totals.get<double>(args.batch * 2 * args.channels);
   const auto run = [&](auto kernel, std::int64_t count, std::int64_t elements) {
     at::parallel_for(0, count, std::max<std::int64_t>(block_elements / elements, 1),
                      [&](std::int64_t begin, std::int64_t end) { kernel(args, begin, end); });
   };
-  run(FASTSCORE_KERNEL(group_affine_sum), args.batch * args.blocks, args.rows * args.channels);
+  if (strips) {
+    args.partial = const_cast<float*>(strips->const_data_ptr<float>());  // which is only read now
+  } else {
+    args.x = x.const_data_ptr<float>();
+    args.partial = partial.get<float>(args.batch * args.blocks * 3 * args.channels);
+    run(FASTSCORE_KERNEL(group_affine_sum), args.batch * args.blocks, args.rows * args.channels);
+  }
   run(FASTSCORE_KERNEL(group_affine_finish), args.batch, args.blocks * args.channels);
   launches.cpu();
 }

@@ -30,6 +30,7 @@ from fastscore.ops.conv3x3 import cheapest, transformed
 Read = tuple[Ref | None, Ref | None, bool, bool]  # gain, offset, silu, upsample
 Written = tuple[Ref | None, Ref | None, Ref | None, float]  # bias, shift, residual, scale
 _PLAIN: Read = (None, None, False, False)
+_winograd_into = native.conv3x3_winograd_into.default  # its last arguments are statistics and out
 
 
 class LayerWriter(Writer):
@@ -142,10 +143,34 @@ class LayerWriter(Writer):
             x = x.view(_found(as_pixels(_spatial(x.meta))))
             parameters = [self._optional(a[name]) for name in ("weight", "bias", "scale", "shift")]
             gain, offset = self._fresh(x.shape[:2]), self._fresh(x.shape[:2])
-            args = (x, a["groups"], float(a["eps"]), *parameters, gain, offset)
+            args = (x, a["groups"], float(a["eps"]), *parameters, *self._strips(x), gain, offset)
             self._emit(native.group_affine_into.default, args, (gain, offset), "group_affine")
             self._affine[norm] = gain, offset
         return self._affine[norm]
+
+    def _strips(self, x: Ref) -> tuple[Ref | None, int]:
+        """Statistics of x, and rows of a strip, where Winograd kernels have written all of it; they take them then."""
+        first, parts = x.meta.storage_offset(), []
+        kernels = [c for c in self.calls if c.function is _winograd_into and c.writes[0].root is x.root]
+        for call in sorted(kernels, key=lambda call: call.writes[0].meta.storage_offset()):
+            out = call.writes[0].meta
+            if out.storage_offset() == first and out.stride() == x.meta.stride() and out.shape[2:] == x.shape[2:]:
+                parts.append(call)
+                first += out.shape[1]
+        tiles = {call.args[3] for call in parts}
+        if first - x.meta.storage_offset() != x.shape[1] or len(tiles) != 1:
+            return None, 0
+        (tile,) = tiles
+        strips = self._fresh((x.shape[0], -(-x.shape[2] // tile), 3, x.shape[1]))
+        at = 0
+        for call in parts:
+            place = strips.view(strips.meta.narrow(3, at, call.writes[0].shape[1]))
+            at += place.shape[3]
+            if call.args[-2] is None:
+                call.args, call.writes = (*call.args[:-2], place, call.args[-1]), (*call.writes, place)
+            else:
+                self._copied(call.args[-2], place)
+        return strips, tile
 
     def _convolution(
         self, x: Ref, weight: Ref, out: Ref, stride: int, padding: int, written: Written, read: Read
@@ -165,7 +190,7 @@ class LayerWriter(Writer):
         tile = int(method[-1])
         packed = _packed(partial(transformed, tile=tile), weight)
         args = (x, packed, outputs, tile, *written, *read, None, out)
-        self._emit(native.conv3x3_winograd_into.default, args, (out,), f"conv3x3 F({tile}x{tile})")
+        self._emit(_winograd_into, args, (out,), f"conv3x3 F({tile}x{tile})")
 
 
 def _form(anchor: fx.Node, meta: Tensor) -> Tensor | None:

@@ -110,6 +110,13 @@ def _resample(args: tuple[Any, ...], result: Tensor) -> Cost:
     return Cost(size(x, taps, result), 2 * result.numel() * -(-taps.numel() // up**2))
 
 
+def _group_affine_into(args: tuple[Any, ...], _: Any) -> Cost:
+    x, *rest = args
+    if rest[6] is not None:  # strips
+        return Cost(size(rest), 4 * rest[6].numel())
+    return Cost(size(args), 4 * x.numel())  # x - center, and two sums
+
+
 def _conv3x3_weights(args: tuple[Any, ...], result: Tensor) -> Cost:
     weight, tile, _ = args
     side = tile + 2  # nine weights, to (side, 3), then to (side, side) points
@@ -173,7 +180,7 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "error_norm": _error_norm,
     "philox_normal": _philox,
     "philox_rademacher": _philox,
-    "group_affine_into": lambda args, _: Cost(size(args), 4 * args[0].numel()),  # x - center, and two sums
+    "group_affine_into": _group_affine_into,
     "group_norm_silu_fwd": _group_norm_silu_fwd,
     "group_norm_silu_into": _group_norm_silu_into,
     "group_norm_silu_bwd": _group_norm_silu_more,

@@ -157,13 +157,14 @@ def conv3x3_winograd_into(
 ) -> None:
     """`conv3x3_winograd` into `out`; `upsample`: of x enlarged twice by nearest neighbor.
 
-    statistics: (B, ceil(H / tile), K, 2), gets the mean, and the sum of squared deviations from it, of each output over
-    each strip of `tile` rows of out.
+    statistics: (B, ceil(H / tile), 3, K), gets a center, and the sums of differences from it and of their squares, of
+    each output over each strip of `tile` rows of out.
     """
     if upsample:
         x = enlarged(x)
     out.copy_(conv3x3_winograd(x, weights, outputs, tile, bias, shift, residual, scale, gain, offset, silu))
     if statistics is not None:
         for place, strip in zip(statistics.unbind(1), out.split(tile, dim=2), strict=True):
-            mean = strip.mean((2, 3), keepdim=True)
-            place.copy_(torch.stack([mean[:, :, 0, 0], (strip - mean).square().sum((2, 3))], -1))
+            center = strip.mean((2, 3), keepdim=True)
+            off = strip - center
+            place.copy_(torch.stack([center[:, :, 0, 0], off.sum((2, 3)), off.square().sum((2, 3))], 1))

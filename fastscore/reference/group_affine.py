@@ -20,10 +20,16 @@ def group_affine_into(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    strips: Tensor | None,
+    strip_rows: int,
     gain: Tensor,
     offset: Tensor,
 ) -> None:
-    """Writes gain and offset (B, C) of x (B, C, H, W); weight and bias are (C,), scale and shift (B, C)."""
+    """Writes gain and offset (B, C) of x (B, C, H, W); weight and bias are (C,), scale and shift (B, C).
+
+    strips: (B, ceil(H / strip_rows), 3, C), what `conv3x3_winograd_into` has found when it wrote x; the kernels do not
+    read x then.
+    """
     per_group = x.shape[1] // groups
     var, mean = (
         t.repeat_interleave(per_group, dim=1)

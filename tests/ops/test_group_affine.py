@@ -38,16 +38,28 @@ def make_case(shape: tuple[int, ...], mean: float = 0.0) -> tuple[Tensor, ...]:
     return pixels(x), *(make_input(size, seed=seed) for seed, size in enumerate(sizes, 3))
 
 
-def call(x: Tensor, groups: int, *parameters: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def call(
+    x: Tensor, groups: int, *parameters: Tensor | None, eps: float = 1e-5, strips: Tensor | None = None, rows: int = 0
+) -> tuple[Tensor, Tensor]:
     gain, offset = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    OP(x, groups, eps, *parameters, gain, offset)
+    OP(x, groups, eps, *parameters, strips, rows, gain, offset)
     return gain, offset
+
+
+def strips_of(x: Tensor, rows: int) -> Tensor:
+    """Of strips of so many rows, a center and sums of differences from it and of their squares: (B, strips, 3, C)."""
+    found = []
+    for strip in x.double().split(rows, 2):
+        center = strip[:, :, 0, :2].mean(2).float()
+        off = strip - center.double()[:, :, None, None]
+        found.append(torch.stack([center, off.sum((2, 3)).float(), off.square().sum((2, 3)).float()], 1))
+    return torch.stack(found, 1)
 
 
 def expected(x: Tensor, groups: int, *parameters: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """The definition, in the dtype of x."""
     gain, offset = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    reference(x, groups, eps, *parameters, gain, offset)
+    reference(x, groups, eps, *parameters, None, 0, gain, offset)
     return gain, offset
 
 
@@ -63,6 +75,19 @@ def close_to(actual: tuple[Tensor, Tensor], x: Tensor, groups: int, *parameters:
 def test_by_shape(shape, groups, mean):
     x, *parameters = make_case(shape, mean)
     close_to(call(x, groups, *parameters), x, groups, *parameters)
+
+
+@pytest.mark.parametrize("gap", [0, 5])
+@pytest.mark.parametrize("rows", [2, 4])
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
+def test_of_strips_x_is_not_read(shape, groups, mean, rows, gap):
+    x, *parameters = make_case(shape, mean)
+    strips = strips_of(x, rows)
+    whole = torch.full((*strips.shape[:3], shape[1] + gap), float("nan"))
+    strips = whole[..., : shape[1]].copy_(strips)
+    actual = call(torch.full_like(x, float("nan")), groups, *parameters, strips=strips, rows=rows)
+    close_to(actual, x, groups, *parameters)
 
 
 @pytest.mark.parametrize("given", range(4))
@@ -106,7 +131,7 @@ def test_slices_of_channels(shape, groups):
     rows = [torch.full((shape[0], 2, shape[1] + 3), float("nan")) for _ in range(4)]
     inside = [r[:, 1, : shape[1]] for r in rows]
     apart = [*parameters[:2], *(view.copy_(p) for view, p in zip(inside, parameters[2:], strict=False))]
-    OP(pixels(x, 5), groups, 1e-5, *apart, *inside[2:])
+    OP(pixels(x, 5), groups, 1e-5, *apart, None, 0, *inside[2:])
     for view, row, want in zip(inside[2:], rows[2:], wanted, strict=True):
         assert torch.equal(view, want)
         assert int(row.isnan().sum()) == row.numel() - want.numel()
@@ -125,15 +150,19 @@ def test_bits_do_not_depend_on_threads_or_batch(shape, threads):
 
 
 def test_every_instruction_set(isa, tmp_path):
-    cases = [(make_case(shape, 1e3), groups) for shape, groups in SHAPES]
+    cases = []
+    for shape, groups in SHAPES:
+        x, *parameters = make_case(shape, 1e3)
+        strips = strips_of(x, 4)
+        cases += [((x, *parameters), groups, None), ((x, *parameters), groups, strips)]
     program = """results = []
-for (x, *parameters), groups in cases:
+for (x, *parameters), groups, strips in cases:
     gain, offset = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
-    torch.ops.fastscore.group_affine_into(x, groups, 1e-5, *parameters, gain, offset)
+    torch.ops.fastscore.group_affine_into(x, groups, 1e-5, *parameters, strips, 4, gain, offset)
     results.append((gain, offset))"""
     results, launches = run_on(isa, program, cases, tmp_path)
     assert launches == {f"group_affine_into.{isa}": len(cases)}
-    for ((x, *parameters), groups), actual in zip(cases, results, strict=True):
+    for ((x, *parameters), groups, _), actual in zip(cases, results, strict=True):
         close_to(actual, x, groups, *parameters)
 
 
@@ -166,6 +195,10 @@ BAD = [
     (ValueError, r"scale must have shape \[2, 4\], got \[4\]", {"scale": ROW}),
     (ValueError, "shift must have rows without gaps", {"shift": torch.ones(4, 2).t()}),
     (ValueError, r"gain must have shape \[2, 4\], got \[4\]", {"gain": ROW}),
+    (ValueError, r"statistics must have shape \[2, 2, 3, 4\], got \[2, 3, 3, 4\]", {"strips": torch.ones(2, 3, 3, 4)}),
+    (TypeError, "statistics must be float32", {"strips": torch.ones(2, 2, 3, 4).double()}),
+    (ValueError, "statistics must be contiguous, or a slice", {"strips": torch.ones(2, 2, 4, 3).mT}),
+    (ValueError, "strip_rows must be at least 1, got 0", {"strips": torch.ones(2, 2, 3, 4), "strip_rows": 0}),
     (TypeError, "offset must be float32", {"offset": ROWS.double()}),
 ]
 
@@ -174,7 +207,7 @@ BAD = [
 def test_bad_arguments(error, message, wrong):
     right = {"x": X, "groups": 2, "eps": 1e-5, "weight": ROW, "bias": ROW, "scale": ROWS, "shift": ROWS}
     untouched = torch.full((2, 4), 7.0)
-    right |= {"gain": untouched, "offset": untouched.clone()}
+    right |= {"strips": None, "strip_rows": 2, "gain": untouched, "offset": untouched.clone()}
     with pytest.raises(error, match=message):
         OP(*(right | wrong).values())
     assert (untouched == 7).all()

@@ -81,7 +81,7 @@ class Convolution {
         product_plane_(odd_lines(tiles_ * product_row_)) {}
 
   Conv3x3Scratch scratch() const {
-    const int64_t strip = size * columns_ * chunk, tile = (m * size + 4) * product_row_;
+    const int64_t strip = size * columns_ * chunk, tile = (m * size + 1) * product_row_;
     return {round_up(strip < tile ? tile : strip, line), size * size * input_plane_, size * size * product_plane_};
   }
 
@@ -218,7 +218,12 @@ class Convolution {
       const int64_t sample = (first_ + s) / down_, row = (first_ + s) % down_ * m;
       const int64_t rows = smaller(m, args_.height - row);
       add_constants(sample, k, n, added);
-      Moments moments = {added + product_row_, added + 2 * product_row_, added + 3 * product_row_};
+      Moments moments;
+      if (args_.statistics != nullptr) {
+        const int64_t stride = args_.statistics_stride;
+        float* to = args_.statistics + 3 * (first_ + s) * stride + k;
+        moments = {to, to + stride, to + 2 * stride};
+      }
       for (int64_t t = 0; t < across_; ++t) {
         read_products(products_ + (s * across_ + t) * product_row_, n, half);
         const int64_t pixel = (sample * args_.height + row) * args_.width + t * m;
@@ -226,8 +231,6 @@ class Convolution {
         for (int64_t i = 0; i < rows; ++i)
           write_row(half + i * size * product_row_, added, pixel + i * args_.width, k, n, columns, moments);
       }
-      if (args_.statistics != nullptr)
-        moments.write(rows * args_.width, n, args_.statistics + 2 * ((first_ + s) * args_.outputs + k));
     }
   }
 
@@ -254,20 +257,21 @@ class Convolution {
       }
   }
 
-  // Of each output, over the pixels of a strip: sums of differences from the first one, which cancel less than sums of
-  // the values.
+  // Of each output, over the pixels of a strip: see Conv3x3Args::statistics. The center is the mean of the first few.
   struct Moments {
-    float *first, *sum, *squares;
+    float *center = nullptr, *sum = nullptr, *squares = nullptr;
     bool begun = false;
 
-    __attribute__((always_inline)) void add(int64_t k, const vf32 (&value)[m], int64_t columns) const {
+    __attribute__((always_inline)) void add(int64_t k, const vf32 (&value)[m], int64_t columns, auto part) const {
       if (!begun) {
-        store(first + k, value[0]);
-        store(sum + k, splat(0.0f));
-        store(squares + k, splat(0.0f));
+        vf32 total = value[0];
+        for (int j = 1; j < columns; ++j) total = total + value[j];
+        store(center + k, total * splat(1.0f / static_cast<float>(columns)), part);
+        store(sum + k, splat(0.0f), part);
+        store(squares + k, splat(0.0f), part);
       }
-      const vf32 from = load(first + k);
-      vf32 total = load(sum + k), square = load(squares + k);
+      const vf32 from = load(center + k, part);
+      vf32 total = load(sum + k, part), square = load(squares + k, part);
 #pragma GCC unroll 4
       for (int j = 0; j < m; ++j) {
         if (j >= columns) break;
@@ -275,16 +279,8 @@ class Convolution {
         total = total + difference;
         square = fma(difference, difference, square);
       }
-      store(sum + k, total);
-      store(squares + k, square);
-    }
-
-    void write(int64_t pixels, int64_t n, float* to) const {
-      for (int64_t k = 0; k < n; ++k) {
-        const float mean = sum[k] / static_cast<float>(pixels), deviations = squares[k] - mean * sum[k];
-        to[2 * k] = first[k] + mean;
-        to[2 * k + 1] = deviations < 0 ? 0 : deviations;
-      }
+      store(sum + k, total, part);
+      store(squares + k, square, part);
     }
   };
 
@@ -308,7 +304,7 @@ class Convolution {
         out[j] = out[j] * scale;
         store(to + j * args_.out_stride + c, out[j], part);
       }
-      if (args_.statistics != nullptr) moments.add(c, out, columns);
+      if (args_.statistics != nullptr) moments.add(c, out, columns, part);
     });
     moments.begun = true;
   }

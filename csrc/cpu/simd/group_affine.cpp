@@ -15,7 +15,7 @@ enum Row { center, first, second, partial_rows };
 constexpr int bunch = 8;  // pixels that are summed in registers, and then added to the sums of the block
 
 float* partial(const GroupAffineArgs& args, int64_t block, Row row) {
-  return args.partial + (block * partial_rows + row) * args.channels;
+  return args.partial + (block * partial_rows + row) * args.partial_stride;
 }
 
 // The center: the mean of `count` pixels.

@@ -20,8 +20,13 @@ struct GroupAffineArgs {
   double eps = 0;
 
   std::int64_t rows = 1, blocks = 1;  // pixels of a block, blocks of a sample
-  float* partial = nullptr;           // (B, blocks, 3, C): see csrc/cpu/simd/group_affine.cpp
-  double* totals = nullptr;           // (B, 2, C): means, squared deviations
+
+  // (B, blocks, 3, C), rows `partial_stride` apart: a center, sums of x - center, and of its squares. What conv3x3 has
+  // found while it wrote x needs no pass over it.
+  float* partial = nullptr;
+  std::int64_t partial_stride = 0;
+
+  double* totals = nullptr;  // (B, 2, C): means, squared deviations
 };
 
 }  // namespace fastscore
