@@ -29,6 +29,7 @@ from fastscore.ops.conv3x3 import cheapest, transformed
 
 Read = tuple[Ref | None, Ref | None, bool, bool]  # gain, offset, silu, upsample
 Written = tuple[Ref | None, Ref | None, Ref | None, float]  # bias, shift, residual, scale
+LARGE = 4 << 20  # bytes of an image that is on its way out of the caches when it has been written
 _PLAIN: Read = (None, None, False, False)
 _winograd_into = native.conv3x3_winograd_into.default  # its last arguments are statistics and out
 
@@ -149,7 +150,12 @@ class LayerWriter(Writer):
         return self._affine[norm]
 
     def _strips(self, x: Ref) -> tuple[Ref | None, int]:
-        """Statistics of x, and rows of a strip, where Winograd kernels have written all of it; they take them then."""
+        """Statistics of x, and rows of a strip, where Winograd kernels have written all of it; they take them then.
+
+        Of images that the caches hold, a pass over x costs no more than that.
+        """
+        if x.meta.numel() * x.meta.itemsize < LARGE:
+            return None, 0
         first, parts = x.meta.storage_offset(), []
         kernels = [c for c in self.calls if c.function is _winograd_into and c.writes[0].root is x.root]
         for call in sorted(kernels, key=lambda call: call.writes[0].meta.storage_offset()):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastscore
 from fastscore import models
-from fastscore.engine import Engine, Program
+from fastscore.engine import Engine, Program, layers
 from fastscore.testing.networks import disturb
 
 pytestmark = pytest.mark.skipif(fastscore._library.NATIVE is None, reason="the engine's ops are native")
@@ -129,6 +129,17 @@ def test_a_network_of_torch(batch):
     assert calls["group_affine"] == 7
     assert calls["copy"] == 0  # the concatenation is where its sources are written
     assert not program.unfused
+
+
+@pytest.mark.parametrize(("least", "taken"), [(0, 5), (1 << 30, 0)])
+def test_norms_take_the_statistics_of_the_convolutions_before_them(least, taken, monkeypatch):
+    """Of one, and of all that lie in a concatenation."""
+    monkeypatch.setattr(layers, "LARGE", least)
+    program = assert_same(net(), *arguments())
+    norms = [call for call in program._late if call.name == "group_affine"]
+    assert len(norms) == 7
+    strips = [call.args[7] for call in norms if call.args[7] is not None]
+    assert len(strips) == taken
 
 
 def test_sizes_that_no_tile_divides():

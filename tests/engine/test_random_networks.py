@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastscore
-from fastscore.engine import Program
+from fastscore.engine import Program, layers
 from fastscore.ops import attention, group_norm_silu, resample
 
 pytestmark = pytest.mark.skipif(fastscore._library.NATIVE is None, reason="the engine's ops are native")
@@ -164,8 +164,10 @@ class RandomNetwork(nn.Module):
         return F.scaled_dot_product_attention, k, v
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_program_gives_the_numbers_of_the_network(seed):
+@pytest.mark.parametrize("seed", range(80))
+def test_a_program_gives_the_numbers_of_the_network(seed, monkeypatch):
+    if seed % 2:
+        monkeypatch.setattr(layers, "LARGE", 0)  # norms take the statistics of the convolutions in front of them
     torch.manual_seed(seed)
     network = RandomNetwork(seed).eval()
     arguments = torch.randn(network.shape), torch.rand(BATCH)
