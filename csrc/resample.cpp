@@ -1,5 +1,7 @@
 #include "resample.h"
 
+#include <ATen/MemoryOverlap.h>
+
 #include "tensors.h"
 
 namespace fastscore {
@@ -23,18 +25,13 @@ void check(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::in
     TORCH_CHECK_VALUE(side < max_side, op, ": heights and widths must be below 2^30, got ", side);
 }
 
-}  // namespace
-
-at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
-                    std::int64_t before, at::IntArrayRef size, bool flip, ResampleLaunch launch) {
-  check(x, taps, up, down, size);
-  const bool last = !has_layout(x, Layout::contiguous) && has_layout(x, Layout::channels_last);
-  const Layout layout = last ? Layout::channels_last : Layout::contiguous;
-  const at::DimVector sizes = {x.size(0), x.size(1), size[0], size[1]};
-  const at::Tensor out = new_result(sizes, dense_strides(sizes, layout), x.options());
-  if (x.numel() == 0 || out.numel() == 0) return out.zero_();
-
-  const at::Tensor source = to_layout(x, layout), filter = taps.contiguous();
+void run(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down, std::int64_t before,
+         bool flip, const at::Tensor& out, bool last, ResampleLaunch launch) {
+  if (x.numel() == 0 || out.numel() == 0) {
+    out.zero_();
+    return;
+  }
+  const at::Tensor source = to_layout(x, last ? Layout::channels_last : Layout::contiguous), filter = taps.contiguous();
   ResampleArgs args;
   args.dtype = dtype_of(x, op, "x");
   args.x = source.const_data_ptr();
@@ -45,8 +42,8 @@ at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up
   args.channels = x.size(1);
   args.height = x.size(2);
   args.width = x.size(3);
-  args.out_height = size[0];
-  args.out_width = size[1];
+  args.out_height = out.size(2);
+  args.out_width = out.size(3);
   args.channels_last = last;
   args.taps = filter.const_data_ptr();
   args.length = static_cast<int>(taps.size(0));
@@ -55,7 +52,36 @@ at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up
   args.down = static_cast<int>(down);
   args.before = before;
   launch(args, out);
+}
+
+}  // namespace
+
+at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
+                    std::int64_t before, at::IntArrayRef size, bool flip, ResampleLaunch launch) {
+  check(x, taps, up, down, size);
+  const bool last = !has_layout(x, Layout::contiguous) && has_layout(x, Layout::channels_last);
+  const at::DimVector sizes = {x.size(0), x.size(1), size[0], size[1]};
+  const auto strides = dense_strides(sizes, last ? Layout::channels_last : Layout::contiguous);
+  const at::Tensor out = new_result(sizes, strides, x.options());
+  run(x, taps, up, down, before, flip, out, last, launch);
   return out;
+}
+
+void resample_into(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down, std::int64_t before,
+                   bool flip, const at::Tensor& out, ResampleLaunch launch) {
+  TORCH_CHECK_VALUE(out.dim() == 4, op, ": out must have shape (B, C, H', W'), got ", out.sizes());
+  check(x, taps, up, down, out.sizes().slice(2));
+  TORCH_CHECK_VALUE(out.size(0) == x.size(0) && out.size(1) == x.size(1), op, ": out must have shape [", x.size(0),
+                    ", ", x.size(1), ", H', W'], got ", out.sizes());
+  TORCH_CHECK_TYPE(out.scalar_type() == x.scalar_type(), op, ": out must be ", x.scalar_type(), " as x is, got ",
+                   out.scalar_type());
+  TORCH_CHECK_VALUE(out.device() == x.device(), op, ": out must be on ", x.device(), ", got ", out.device());
+  const bool last = !has_layout(out, Layout::contiguous);
+  TORCH_CHECK_VALUE(has_layout(out, last ? Layout::channels_last : Layout::contiguous), op,
+                    ": out must have dense samples, contiguous or channels last, got strides ", out.strides());
+  at::assert_no_internal_overlap(out);
+  at::assert_no_overlap(out, x);
+  run(x, taps, up, down, before, flip, out, last, launch);
 }
 
 }  // namespace fastscore

@@ -13,6 +13,10 @@ using ResampleLaunch = void (*)(const ResampleArgs& args, const at::Tensor& out)
 at::Tensor resample(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
                     std::int64_t before, at::IntArrayRef size, bool flip, ResampleLaunch launch);
 
+// The same into `out`, whose samples are dense, contiguous or channels last.
+void resample_into(const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down, std::int64_t before,
+                   bool flip, const at::Tensor& out, ResampleLaunch launch);
+
 void resample_launch_cpu(const ResampleArgs& args, const at::Tensor& out);
 
 }  // namespace fastscore

@@ -32,6 +32,7 @@ from fastscore.reference.linear_step import linear_step as _linear_step
 from fastscore.reference.masked_replace import masked_replace as _masked_replace
 from fastscore.reference.philox import philox_normal as _philox_normal
 from fastscore.reference.philox import philox_rademacher as _philox_rademacher
+from fastscore.reference.resample import resample_into as _resample_into
 from fastscore.reference.resample import resample_to as _resample_to
 from fastscore.reference.solver_step import solver_step as _solver_step
 
@@ -350,6 +351,11 @@ define(
     _resample_fake,
     _resample_to,
     "resample",
+)
+define(
+    "resample_into(Tensor x, Tensor taps, int up, int down, int before, bool flip, Tensor(a!) out) -> ()",
+    lambda *_: None,
+    _resample_into,
 )
 
 # ------------------------------------------------------------------------------------------------- conv3x3

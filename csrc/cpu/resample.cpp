@@ -125,4 +125,8 @@ TORCH_LIBRARY_IMPL(fastscore, CPU, m) {
   m.impl("resample", [](const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
                         std::int64_t before, at::IntArrayRef size,
                         bool flip) { return resample(x, taps, up, down, before, size, flip, resample_launch_cpu); });
+  m.impl("resample_into", [](const at::Tensor& x, const at::Tensor& taps, std::int64_t up, std::int64_t down,
+                             std::int64_t before, bool flip, const at::Tensor& out) {
+    resample_into(x, taps, up, down, before, flip, out, resample_launch_cpu);
+  });
 }

@@ -123,7 +123,7 @@ class Lowering(LayerWriter):
             self._concatenate(node)
         elif is_norm(node):
             self._norm(node)
-        elif not self._attention(node):
+        elif not (self._attention(node) or self._resampling(node)):
             self._by_torch(node)
 
     def _by_torch(self, node: fx.Node) -> None:
@@ -170,6 +170,18 @@ class Lowering(LayerWriter):
         else:
             args = (out, native.group_norm_silu_fwd.default, [x, *settings], 0)
             self._emit(copying, args, (out,), "group_norm_silu")
+
+    def _resampling(self, node: fx.Node) -> bool:
+        """By a filter; not into a part of the channels of an image."""
+        if node.target is not native.resample.default:
+            return False
+        x, taps, up, down, before, _, flip = node.args
+        source, kernel, out = self._ref(x), self._ref(taps), self._new(node)
+        if out.meta.stride() != pixel_rows(out.shape).stride() or not source.root.planned:
+            return False
+        self._refs[node] = out
+        self._emit(native.resample_into.default, (source, kernel, up, down, before, flip, out), (out,), "resample")
+        return True
 
     def _attention(self, node: fx.Node) -> bool:
         """Scores, softmax and values; not where there is more to it."""

@@ -170,6 +170,7 @@ _COSTS: dict[str, Callable[..., Cost]] = {
     "hutchinson": _hutchinson,
     "hutchinson_probe": _philox,
     "resample": _resample,
+    "resample_into": lambda args, _: _resample(args[:-1], args[-1]),
     "linear_step": _linear_step,
     "linear_step_": _linear_step,
     "masked_replace_": _masked_replace,

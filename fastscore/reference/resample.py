@@ -44,6 +44,11 @@ def resample_to(
     return out.contiguous()
 
 
+def resample_into(x: Tensor, taps: Tensor, up: int, down: int, before: int, flip: bool, out: Tensor) -> None:
+    """`resample_to`, into `out` (B, C, H', W')."""
+    out.copy_(resample_to(x, taps, up, down, before, out.shape[2:], flip))
+
+
 def _decimated(x: Tensor, weight: Tensor, down: int, before: int, size: Sequence[int]) -> Tensor:
     length = weight.shape[-1]
     after = [(m - 1) * down + length - before - n for m, n in zip(size, x.shape[2:], strict=True)]

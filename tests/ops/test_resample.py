@@ -177,6 +177,35 @@ def test_backends_ran(layout: str) -> None:
     assert_one_native_launch("resample", layout, lambda: resample(x, taps, up=2, padding=(2, 1)))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("up", "down", "padding"), MODES)
+def test_into_given_memory(up: int, down: int, padding: tuple[int, int], layout: str) -> None:
+    """To the bit what is returned, in both layouts of the result."""
+    x, taps = make_input((3, 5, 6, 10), layout), make_taps(dtype=torch.float32)
+    expected = resample(x, taps, up=up, down=down, padding=padding)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        out = torch.full_like(expected, float("nan"), memory_format=memory_format)
+        torch.ops.fastscore.resample_into(x, taps, up, down, padding[0], False, out)
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+        if out.stride() == expected.stride():
+            assert torch.equal(out, expected)
+
+
+@native
+@pytest.mark.parametrize(
+    ("error", "message", "out"),
+    [
+        (ValueError, r"out must have shape \(B, C, H', W'\), got \[3\]", torch.empty(3)),
+        (ValueError, r"out must have shape \[2, 3, H', W'\], got \[2, 4, 8, 10\]", torch.empty(2, 4, 8, 10)),
+        (TypeError, "out must be Float as x is, got Double", torch.empty(2, 3, 8, 10).double()),
+        (ValueError, "out must have dense samples", torch.empty(2, 3, 8, 20)[..., ::2]),
+    ],
+)
+def test_bad_memory(error: type[Exception], message: str, out: Tensor) -> None:
+    with pytest.raises(error, match=message):
+        torch.ops.fastscore.resample_into(make_input((2, 3, 4, 5)), make_taps(dtype=torch.float32), 2, 1, 2, False, out)
+
+
 @native
 def test_the_gradient_is_a_launch_too() -> None:
     x, taps = make_input((2, 3, 6, 8)).requires_grad_(), make_taps(dtype=torch.float32)
