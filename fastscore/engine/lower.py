@@ -135,7 +135,8 @@ class Lowering(LayerWriter):
         if draws(call) and function is not aten.scaled_dot_product_attention.default:
             raise UntraceableError(f"it draws random numbers: {function}")
         refs: Any = self._ref
-        args, kwargs = fx.node.map_arg((call.args, call.kwargs), refs)
+        mapped: Any = fx.node.map_arg((call.args, call.kwargs), refs)
+        args, kwargs = mapped
         if not any(ref.root.planned for ref in refs_in((args, tuple(kwargs.values())))):
             self._refs[node] = self._constant(node, function, args, kwargs, which)
             return
@@ -143,6 +144,8 @@ class Lowering(LayerWriter):
         name = str(function).removesuffix(".default")
         if len(out.shape) == 4 and out.meta.numel() > 4096:
             self.unfused.append(name)
+        if target is aten.avg_pool2d.default and not _is_dense(args[0]):
+            args = (self._copied(args[0], self._image(args[0].shape)), *args[1:])  # or torch makes a copy of its own
         if target in _OUT:
             self.calls.append(Call(_OUT[target], tuple(args), {**kwargs, "out": out}, (out,), name))
         else:
@@ -165,11 +168,16 @@ class Lowering(LayerWriter):
         x, weight, bias, scale, shift = (self._optional(a[name]) for name in ("x", "weight", "bias", "scale", "shift"))
         out = self._refs[node] = self._new(node)
         settings = (weight, bias, None, scale, shift, a["groups"], float(a["eps"]), a["silu"])
-        if x is not None and len(x.shape) == 4 and x.meta.stride() == out.meta.stride() == pixel_rows(x.shape).stride():
-            self._emit(native.group_norm_silu_into.default, (x, *settings, out), (out,), "group_norm_silu")
-        else:
+        assert x is not None
+        if len(x.shape) != 4:
             args = (out, native.group_norm_silu_fwd.default, [x, *settings], 0)
             self._emit(copying, args, (out,), "group_norm_silu")
+            return
+        whole = out if _is_dense(out) else self._image(out.shape)
+        x = x if _is_dense(x) else self._copied(x, whole)  # and then in place
+        self._emit(native.group_norm_silu_into.default, (x, *settings, whole), (whole,), "group_norm_silu")
+        if whole is not out:
+            self._copied(whole, out)
 
     def _resampling(self, node: fx.Node) -> bool:
         """By a filter; not into a part of the channels of an image."""
@@ -177,8 +185,9 @@ class Lowering(LayerWriter):
             return False
         x, taps, up, down, before, _, flip = node.args
         source, kernel, out = self._ref(x), self._ref(taps), self._new(node)
-        if out.meta.stride() != pixel_rows(out.shape).stride() or not source.root.planned:
+        if not _is_dense(out) or not source.root.planned:
             return False
+        source = source if _is_dense(source) else self._copied(source, self._image(source.shape))
         self._refs[node] = out
         self._emit(native.resample_into.default, (source, kernel, up, down, before, flip, out), (out,), "resample")
         return True
@@ -217,6 +226,11 @@ class Lowering(LayerWriter):
 def _joins_channels(node: fx.Node) -> bool:
     """Whether a node concatenates images."""
     return node.target is aten.cat.default and node.args[1:] == (1,) and len(shape_of(node)) == 4
+
+
+def _is_dense(image: Ref) -> bool:
+    """Whether an image lies as pixel rows without gaps."""
+    return image.meta.stride() == pixel_rows(image.shape).stride()
 
 
 def _lazy(node: fx.Node) -> bool:

@@ -27,9 +27,7 @@ class Writer:
         self.placed: dict[fx.Node, Ref] = {}
         self._traced = traced
         self._refs: dict[fx.Node, Ref] = {}
-        self._joined: dict[
-            fx.Node, tuple[fx.Node, int]
-        ] = {}  # source -> the concatenation it may lie in, first channel
+        self._joined: dict[fx.Node, tuple[fx.Node, int]] = {}  # source -> concatenation it may lie in, first channel
         self._wholes: dict[fx.Node, Ref] = {}  # places of concatenations
 
     def _compute(self, node: fx.Node) -> None:
