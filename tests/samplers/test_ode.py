@@ -127,6 +127,7 @@ def test_comes_to_the_same_end_as_another_method_of_order_four(sde_name):
     """torchdiffeq's rk4 is the 3/8 rule: the difference to the classical method falls with the fourth power."""
     from torchdiffeq import odeint
 
+    torch.manual_seed(0)  # there are states at which the leading terms of the two cancel
     sde = SDES[sde_name]
     latent = sde.prior_sample((8, 2, 1, 1), dtype=torch.float64)
     differences = []
