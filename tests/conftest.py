@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """A test draws the same whatever ran before it in the process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_allocations(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fill every fresh `torch.empty` and C++ `at::empty` with NaN (integers: the largest), so that a kernel that
     reads or returns memory it never wrote is seen.
