@@ -58,10 +58,10 @@ class LayerWriter(Writer):
         before = padding_of(source)
         if before is not None and not padding and _sees_image(anchor, source.args[0], before, stride):
             source, padding = source.args[0], before
-        out = self._output(layer)
+        image, shape = anchor.target is aten.conv2d.default, shape_of(layer.last)
+        out = self._new(layer.last) if image or layer.views or len(shape) != 4 else self._fresh(shape)
         form = rows_of if layer.views else partial(_form, anchor)
         rows = _found(form(out.meta))
-        image = anchor.target is aten.conv2d.default
         target = out.view(pixels(rows, shape_of(anchor), rows.stride(3)) if image else rows)
         x, read = self._input(anchor, source, target, stride)
         shift = None if layer.shift is None else self._ref(layer.shift)
@@ -90,11 +90,6 @@ class LayerWriter(Writer):
         for layer, width in zip(group, widths, strict=True):
             self._refs[layer.last] = out.view(out.meta.narrow(channel, at, width))
             at += width
-
-    def _output(self, layer: Layer) -> Ref:
-        """Where a layer writes, as its last node has it."""
-        shape, image = shape_of(layer.last), layer.anchor.target is aten.conv2d.default
-        return self._new(layer.last) if image or layer.views or len(shape) != 4 else self._fresh(shape)
 
     def _input(self, anchor: fx.Node, source: Any, target: Ref, stride: int) -> tuple[Ref, Read]:
         """What a layer reads, and what it does to it on the way."""

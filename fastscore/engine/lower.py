@@ -144,8 +144,8 @@ class Lowering(LayerWriter):
         name = str(function).removesuffix(".default")
         if len(out.shape) == 4 and out.meta.numel() > 4096:
             self.unfused.append(name)
-        if target is aten.avg_pool2d.default and not _is_dense(args[0]):
-            args = (self._copied(args[0], self._image(args[0].shape)), *args[1:])  # or torch makes a copy of its own
+        if target is aten.avg_pool2d.default:
+            args = (self._dense(args[0]), *args[1:])  # or torch makes a copy of its own
         if target in _OUT:
             self.calls.append(Call(_OUT[target], tuple(args), {**kwargs, "out": out}, (out,), name))
         else:
@@ -173,24 +173,34 @@ class Lowering(LayerWriter):
             args = (out, native.group_norm_silu_fwd.default, [x, *settings], 0)
             self._emit(copying, args, (out,), "group_norm_silu")
             return
-        whole = out if _is_dense(out) else self._image(out.shape)
+        whole = self._whole_image(out)
         x = x if _is_dense(x) else self._copied(x, whole)  # and then in place
         self._emit(native.group_norm_silu_into.default, (x, *settings, whole), (whole,), "group_norm_silu")
-        if whole is not out:
-            self._copied(whole, out)
+        self._put(whole, out)
 
     def _resampling(self, node: fx.Node) -> bool:
-        """By a filter; not into a part of the channels of an image."""
-        if node.target is not native.resample.default:
+        """By a filter."""
+        if node.target is not native.resample.default or not self._ref(node.args[0]).root.planned:
             return False
         x, taps, up, down, before, _, flip = node.args
-        source, kernel, out = self._ref(x), self._ref(taps), self._new(node)
-        if not _is_dense(out) or not source.root.planned:
-            return False
-        source = source if _is_dense(source) else self._copied(source, self._image(source.shape))
-        self._refs[node] = out
-        self._emit(native.resample_into.default, (source, kernel, up, down, before, flip, out), (out,), "resample")
+        source, kernel = self._dense(self._ref(x)), self._ref(taps)
+        out = self._refs[node] = self._new(node)
+        whole = self._whole_image(out)
+        self._emit(native.resample_into.default, (source, kernel, up, down, before, flip, whole), (whole,), "resample")
+        self._put(whole, out)
         return True
+
+    def _dense(self, image: Ref) -> Ref:
+        """An image as pixel rows without gaps."""
+        return image if _is_dense(image) else self._copied(image, self._image(image.shape))
+
+    def _whole_image(self, out: Ref) -> Ref:
+        """Where a kernel may write that knows no gaps; `_put` brings it to its place."""
+        return out if _is_dense(out) else self._image(out.shape)
+
+    def _put(self, whole: Ref, out: Ref) -> None:
+        if whole is not out:
+            self._copied(whole, out)
 
     def _attention(self, node: fx.Node) -> bool:
         """Scores, softmax and values; not where there is more to it."""
